@@ -1,0 +1,149 @@
+"""The losses of ACL (arXiv 2602.03563) as pure functions: tensors in, one scalar out.  Copy any of them as it stands.
+
+A classifier scores a representation h_i against the rows l_1 .. l_K of its weight matrix: row l_k is the *label embedding*
+of class k.  Cross-entropy moves h_i towards l_{y_i}.  Supervised contrastive learning (SCL) moves samples of one class
+towards each other, wherever the rows are, and so the two can pull h_i in different directions.  ACL-Embed makes the rows
+take part: they are K more samples, row k labelled k.  ACL-CL lets the deepest exit of a multi-exit BERT be the target.
+
+Everything here is one formula with different keys.  For anchors a with labels y, keys b with labels y', z = x / ||x||:
+
+    L = mean over anchors a with a positive of   -1/|P(a)| sum_{p in P(a)} log [ exp(z_a.z_p / tau) / sum_b exp(z_a.z_b / tau) ]
+
+    P(a) = {keys with the label of a}; an item is never its own key.          (SupCon's L_out, arXiv 2004.11362)
+
+              anchors                     keys                                    source
+    SCL       h_1 .. h_N                  h_1 .. h_N                              arXiv 2011.01403
+    ACL-Embed h_1 .. h_N, l_1 .. l_K      h_1 .. h_N, l_1 .. l_K                  the paper (abstract, second-hand details)
+    ACL-CL    student's h_1 .. h_N        teacher's h_1 .. h_N, l_1 .. l_K        the paper (abstract); the keys: our reading
+
+Letters: N samples, K classes, d hidden size, A anchors, B keys.  Losses are in nats, float32 whatever autocast says.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def scl_loss(h, labels, temperature):
+    """Supervised contrastive loss over a batch (Gunel et al., arXiv 2011.01403), the paper's baseline.
+
+        L_SCL = mean_i -1/|P(i)| sum_{p in P(i)} log [ exp(z_i.z_p/tau) / sum_{a != i} exp(z_i.z_a/tau) ]
+
+    h (N, d) floating point; labels (N,) int64; temperature tau > 0.  Returns a float32 scalar.  Samples whose class is alone
+    in the batch are no anchors; if none has a positive (a batch of one, say) the loss is 0, with a graph, not NaN.
+    Raises ValueError naming the argument that is wrong.
+    """
+    _check(temperature, h=(h, labels))
+    return _contrastive_loss(h, h, labels, labels, temperature, same_items=True)
+
+
+def acl_embed_loss(h, labels, label_embeddings, temperature):
+    """ACL-Embed: SCL over the N samples and the K label embeddings together (paper, ACL-Embed; details second-hand).
+
+        items x = {h_1 .. h_N, l_1 .. l_K}, labels {y_1 .. y_N, 0 .. K-1}, then L_SCL over the N + K items
+
+    h (N, d); labels (N,) int64 in 0..K-1; label_embeddings (K, d), the classifier's weight rows: pass them attached, the
+    gradient is meant to flow into them (pass `.detach()` to see what that is worth: then only the samples move).
+    Every sample has a positive, its own label's row, so a batch of one is fine.  A row is an anchor as well.  Raises
+    ValueError naming the argument that is wrong.
+
+    Example: labels [0, 0], K = 3.  The items' labels are [0, 0, 0, 1, 2]: rows 1 and 2 have no positive, so they are no
+    anchors (nothing to move towards), but stay in every denominator: the samples are pushed away from them.
+    """
+    _check(temperature, h=(h, labels), label_embeddings=label_embeddings)
+    items, item_labels = _with_label_embeddings(h, labels, label_embeddings)                # (N + K, d), (N + K,)
+    return _contrastive_loss(items, items, item_labels, item_labels, temperature, same_items=True)
+
+
+def acl_cl_loss(student_h, teacher_h, labels, teacher_label_embeddings, temperature):
+    """ACL-CL, cross-layer ACL: a student exit's samples are anchors, the teacher exit's items are the keys (our reading).
+
+        keys T = {sg[h_1^M] .. sg[h_N^M], sg[l_1^M] .. sg[l_K^M]}, labels {y_1 .. y_N, 0 .. K-1}, sg = stop-gradient
+        L_CL^m = mean_i -1/|P(i)| sum_{t in P(i)} log [ exp(z_i^m.t/tau) / sum_{b in T} exp(z_i^m.b/tau) ]
+
+    student_h (N, d) of exit m; teacher_h (N, d) of the deepest exit M; labels (N,) int64 in 0..K-1;
+    teacher_label_embeddings (K, d).  The sample's own teacher vector is a positive.  Nothing flows into the teacher: both
+    of its tensors are detached here.  To change what guides the students, change the keys on the line below.
+    Raises ValueError naming the argument that is wrong.
+    """
+    _check(temperature, student_h=(student_h, labels), teacher_h=(teacher_h, labels),
+           teacher_label_embeddings=teacher_label_embeddings)
+    keys, key_labels = _with_label_embeddings(teacher_h.detach(), labels, teacher_label_embeddings.detach())   # (N + K, d)
+    return _contrastive_loss(student_h, keys, labels, key_labels, temperature, same_items=False)
+
+
+def kd_loss(student_logits, teacher_logits, temperature):
+    """Knowledge distillation, the multi-exit baseline (Hinton et al., arXiv 1503.02531).
+
+        L_KD = tau^2 mean_i KL( softmax(sg[t_i] / tau) || softmax(s_i / tau) )
+
+    student_logits, teacher_logits (N, K); the teacher is detached.  tau^2 keeps the gradient's size independent of tau.
+    Raises ValueError naming the argument that is wrong.
+    """
+    _check(temperature)
+    if student_logits.shape != teacher_logits.shape or student_logits.dim() != 2:
+        raise ValueError(f"student_logits and teacher_logits must both be (N, K), not {tuple(student_logits.shape)} and "
+                         f"{tuple(teacher_logits.shape)}")
+    log_student = F.log_softmax(student_logits.float() / temperature, dim=-1)               # (N, K)
+    log_teacher = F.log_softmax(teacher_logits.detach().float() / temperature, dim=-1)      # (N, K)
+    return temperature**2 * F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
+
+
+def center(h, label_embeddings):
+    """h minus its batch mean, label embeddings minus their class mean; shapes (N, d), (K, d) stay (our idea, `--center`).
+
+    Softmax ignores a vector added to every l_k, and the bias absorbs the part of h all samples share; cosines see both.
+    With K = 2 the centred label embeddings are exactly opposite, which is where cross-entropy drives them anyway.
+    """
+    return h - h.mean(dim=0), label_embeddings - label_embeddings.mean(dim=0)
+
+
+def _with_label_embeddings(h, labels, label_embeddings):
+    """(N, d) samples and (K, d) rows -> (N + K, d) items and their (N + K,) labels: row k is a sample of class k."""
+    row_labels = torch.arange(len(label_embeddings), device=labels.device)                  # (K,)
+    return torch.cat([h.float(), label_embeddings.float()]), torch.cat([labels, row_labels])
+
+
+def _contrastive_loss(anchors, keys, anchor_labels, key_labels, temperature, same_items):
+    """The formula at the top.  anchors (A, d), keys (B, d); same_items: keys are the anchors, so leave a = b out."""
+    # Under autocast the product below would run in bf16, whose 8 bits are too coarse for exp(cosine / 0.01).
+    with torch.autocast(anchors.device.type, enabled=False):
+        similarity = _unit(anchors) @ _unit(keys).T / temperature                           # (A, B)
+    positive = anchor_labels[:, None] == key_labels[None, :]                                # (A, B)
+    if same_items:
+        itself = torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)           # (A, A)
+        positive = positive & ~itself
+        # The lowest number, not -inf: a batch of one has nothing else in its row, and -inf - -inf is NaN.
+        similarity = similarity.masked_fill(itself, torch.finfo(similarity.dtype).min)
+    log_probability = similarity - similarity.logsumexp(dim=1, keepdim=True)                # (A, B)
+    positives = positive.sum(dim=1)                                                         # (A,) |P(a)|
+    per_anchor = -log_probability.masked_fill(~positive, 0).sum(dim=1) / positives.clamp(min=1)   # (A,)
+    # Anchors without a positive have per_anchor = 0 and do not count; without any anchor 0 / 1 = 0 keeps its graph.
+    return per_anchor.sum() / (positives > 0).sum().clamp(min=1)
+
+
+def _unit(x):
+    """Rows of x (A, d) at length 1, float32.  A zero row has no direction: it stays 0 and gets gradient 0, where
+    F.normalize's eps would hand it a gradient of 1e12."""
+    length = x.float().norm(dim=-1, keepdim=True)                                           # (A, 1)
+    return x.float() / length.masked_fill(length == 0, float("inf"))
+
+
+def _check(temperature, label_embeddings=None, teacher_label_embeddings=None, **samples):
+    """Raise ValueError naming what is wrong.  samples: name=(representations, labels)."""
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be a number above 0, not {temperature}")
+    rows_name, rows = (("label_embeddings", label_embeddings) if label_embeddings is not None else
+                       ("teacher_label_embeddings", teacher_label_embeddings))
+    for name, (h, labels) in samples.items():
+        if h.dim() != 2 or not h.is_floating_point() or len(h) == 0:
+            raise ValueError(f"{name} must be a floating-point tensor (N, d) with N > 0, not {h.dtype} {tuple(h.shape)}")
+        if labels.shape != h.shape[:1] or labels.dtype != torch.int64:
+            raise ValueError(f"labels must be int64 ({len(h)},) like {name}, not {labels.dtype} {tuple(labels.shape)}")
+        if rows is None:
+            continue
+        if rows.dim() != 2 or rows.shape[1] != h.shape[1] or not rows.is_floating_point():
+            raise ValueError(f"{rows_name} must be a floating-point tensor (K, {h.shape[1]}) like {name}, not "
+                             f"{rows.dtype} {tuple(rows.shape)}")
+        if labels.min() < 0 or labels.max() >= len(rows):
+            raise ValueError(f"labels must lie in 0..{len(rows) - 1}, the rows of {rows_name}; found "
+                             f"{labels.min().item()}..{labels.max().item()}")

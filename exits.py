@@ -1,0 +1,256 @@
+"""BERT with an exit after chosen layers, and early exit that drops finished rows.  A model with one exit is the same class.
+
+    tokens -> embeddings -> layer 1 -> layer 2 -> ... -> layer 12
+                              |          |                 |
+                            h^1        h^2               h^12       representation: shared pooler of [CLS], or mean of tokens
+                              |          |                 |
+                         classifier 1 classifier 2 ... classifier 12     dropout, then an own linear layer; rows of its
+                              |          |                 |             weight are the label embeddings l_1^m .. l_K^m
+                         leave here?   here?            always
+
+Architecture second-hand (PCEE-BERT's code by one of the paper's authors); at inference an input leaves at the first exit
+where a rule is content.  Speed-up is *counted*, layers / mean exit layer, and `--clock` puts the measured one beside it.
+
+    python exits.py runs/rte_acl-cl_1                # score against speed-up from the run's stored dev logits
+    python exits.py runs/rte_*                       # several runs: methods as rows, mean and sd over seeds
+    python exits.py runs/rte_acl-cl_1 --clock        # measured speed-up at batch 1 and 32
+"""
+
+import argparse
+import csv
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.utils import logging
+
+import glue
+from glue import InputError
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+
+class MultiExitBert(nn.Module):
+    """encoder: what AutoModel returns for BERT, MiniLM, RoBERTa (its layers must be `encoder.layer`).  exits: layer numbers
+    from 1, or "all" or "last"; the last layer must be among them, since it answers whatever is left.  pooling: "cls", the
+    encoder's pooler (dense + tanh on the first token), or "mean" of the tokens without it.  Raises InputError."""
+
+    def __init__(self, encoder, num_labels, exits="all", pooling="cls"):
+        super().__init__()
+        self.encoder, self.pooling = encoder, pooling
+        self.num_layers = encoder.config.num_hidden_layers
+        _check_layers(encoder)
+        self.exits = parse_exits(exits, self.num_layers)
+        if pooling == "mean":
+            encoder.pooler = None
+        elif encoder.pooler is None:
+            raise InputError("this encoder has no pooler: use --pooling mean")
+        width = encoder.config.hidden_size
+        self.dropout = nn.Dropout(encoder.config.hidden_dropout_prob)
+        self.classifiers = nn.ModuleList(nn.Linear(width, num_labels) for _ in self.exits)
+        for classifier in self.classifiers:                                   # as BERT initialises every linear layer
+            nn.init.normal_(classifier.weight, std=0.02)
+            nn.init.zeros_(classifier.bias)
+
+    def embed(self, input_ids, attention_mask=None, token_type_ids=None):
+        """(N, L) tokens -> hidden (N, L, d), the mask the layers take (or None: attend to all), token mask (N, L)."""
+        if self.encoder.config.type_vocab_size < 2:                           # RoBERTa knows one segment only
+            token_type_ids = None
+        hidden = self.encoder.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
+        mask = create_bidirectional_mask(self.encoder.config, hidden, attention_mask)
+        return hidden, mask, torch.ones_like(input_ids) if attention_mask is None else attention_mask
+
+    def represent(self, hidden, token_mask):
+        """hidden (N, L, d) of any layer -> h (N, d): the vector the classifier receives, before dropout."""
+        if self.pooling == "cls":
+            return self.encoder.pooler(hidden)
+        weights = token_mask.unsqueeze(-1).to(hidden.dtype)                   # (N, L, 1)
+        return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None):
+        """(N, L) tokens -> h (M, N, d) and logits (M, N, K) of all M exits, from one walk through the layers."""
+        hidden, mask, token_mask = self.embed(input_ids, attention_mask, token_type_ids)
+        h = []
+        for number, layer in enumerate(self.encoder.encoder.layer, start=1):
+            hidden = layer(hidden, mask)                                      # (N, L, d): a tensor since transformers 5
+            if number in self.exits:
+                h.append(self.represent(hidden, token_mask))
+        h = torch.stack(h)                                                    # (M, N, d)
+        logits = [classifier(self.dropout(x)) for classifier, x in zip(self.classifiers, h)]
+        return h, torch.stack(logits)                                         # (M, N, K)
+
+    def head_parameters(self):
+        """The parameters that start from nothing and want a learning rate of their own: classifiers, a new pooler."""
+        new_pooler = getattr(self.encoder, "pooler_is_new", False) and self.pooling == "cls"
+        return list(self.classifiers.parameters()) + (list(self.encoder.pooler.parameters()) if new_pooler else [])
+
+
+def parse_exits(exits, num_layers):
+    """"all", "last", "3,6,12" or a list of numbers -> sorted list of layer numbers; InputError for what is not there."""
+    if exits in ("all", "last"):
+        return list(range(1, num_layers + 1)) if exits == "all" else [num_layers]
+    try:
+        numbers = sorted({int(number) for number in (exits.split(",") if isinstance(exits, str) else exits)})
+    except ValueError:
+        raise InputError(f"exits must be all, last or layer numbers such as 3,6,{num_layers}, not {exits!r}") from None
+    if not numbers or numbers[0] < 1 or numbers[-1] != num_layers:
+        raise InputError(f"exits {exits} do not fit a model of {num_layers} layers: numbers from 1, {num_layers} among them")
+    return numbers
+
+
+def _check_layers(encoder):
+    """A maintainer's tripwire: our walk through the layers must give what the encoder's own forward gives.  MPNet, ELECTRA
+    or DistilBERT do something between or around their layers; a new transformers release may change a signature."""
+    try:
+        ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 8]])
+        attention_mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+        training = encoder.training
+        with torch.no_grad():
+            encoder.eval()
+            theirs = encoder(input_ids=ids, attention_mask=attention_mask).last_hidden_state
+            ours = encoder.embeddings(input_ids=ids)
+            mask = create_bidirectional_mask(encoder.config, ours, attention_mask)
+            for layer in encoder.encoder.layer:
+                ours = layer(ours, mask)
+        encoder.train(training)
+        same = torch.allclose(theirs, ours, atol=1e-4)
+    except (AttributeError, TypeError, RuntimeError, IndexError):
+        same = False
+    if not same:
+        raise InputError(f"a {encoder.config.model_type} model does not have BERT's layers; use BERT, MiniLM, RoBERTa or a kin")
+
+
+def load_encoder(name):
+    """A hub id or a folder -> (encoder, tokenizer).  Raises InputError."""
+    if (Path(name).exists() or name.startswith((".", "/"))) and not (Path(name) / "config.json").is_file():
+        raise InputError(f"--model {name} is no model folder: it has no config.json")
+    try:
+        encoder, info = AutoModel.from_pretrained(name, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:                         # offline, no such id, a torn file: the library's errors have many names
+        reason = str(error).strip().splitlines()
+        raise InputError(f"cannot load model {name} ({type(error).__name__}: {reason[0] if reason else 'no reason given'}); "
+                         "without network use --model FOLDER, or --task demo") from None
+    missing = sorted(info["missing_keys"])
+    if any("pooler" not in key for key in missing):
+        raise InputError(f"model {name} lacks weights of its own architecture, first {missing[0]}")
+    encoder.pooler_is_new = bool(missing)
+    return encoder, tokenizer
+
+
+def demo_encoder(vocab_size):
+    """The demo task's BERT, 4 layers, untrained: everything in it is new."""
+    return BertModel(BertConfig(vocab_size=vocab_size, hidden_size=64, num_hidden_layers=4, num_attention_heads=4,
+                                intermediate_size=256, max_position_embeddings=64))
+
+
+# ------------------------------------------------------------------------------------------------- rules: who may leave now
+# A rule sees the logits (m, n, K) of the m exits passed so far and n inputs still inside, and returns (n,) bool: leave now.
+
+def normalised_entropy(logits):
+    """H(p) / log K in 0..1 of logits (..., K).  From log_softmax: softmax and log give NaN at logits of 100 already."""
+    log_p = F.log_softmax(logits.float(), dim=-1)
+    return -(log_p.exp() * log_p).sum(dim=-1) / torch.tensor(float(logits.shape[-1])).log()
+
+
+def entropy(logits, threshold):
+    """Leave at the first exit with H(p)/log K <= threshold (DeeBERT, arXiv 2004.12993, normalised)."""
+    return normalised_entropy(logits[-1]) <= threshold
+
+
+def confidence(logits, threshold):
+    """Leave at the first exit with max p >= threshold."""
+    return logits[-1].float().softmax(dim=-1).amax(dim=-1) >= threshold
+
+
+def patience(logits, patience):
+    """Leave when `patience` exits after one another predict again what the exit before them did (PABEE, arXiv 2006.04152)."""
+    predictions = logits[-patience - 1:].argmax(dim=-1)                       # (at most patience + 1, n)
+    return (predictions == predictions[-1]).all(dim=0) & (len(logits) > patience)
+
+
+def pcee(logits, threshold, patience):
+    """Leave when H(p)/log K <= threshold for `patience` exits in a row (PCEE-BERT, second-hand)."""
+    return (normalised_entropy(logits[-patience:]) <= threshold).all(dim=0) & (len(logits) >= patience)
+
+
+RULES = {"entropy": (entropy, ("threshold",)), "confidence": (confidence, ("threshold",)),
+         "patience": (patience, ("patience",)), "pcee": (pcee, ("threshold", "patience"))}
+
+
+def make_rule(name, threshold=None, patience=None):
+    """RULES[name] with its settings filled in: logits -> (n,) bool.  Raises InputError for settings that make no sense."""
+    if name not in RULES:
+        raise InputError(f"unknown rule {name!r}; choose one of {', '.join(RULES)}")
+    function, names = RULES[name]
+    settings = {key: {"threshold": threshold, "patience": patience}[key] for key in names}
+    if "threshold" in names and (threshold is None or not 0 <= threshold <= 1):
+        raise InputError(f"rule {name} needs a threshold from 0 to 1, not {threshold}")
+    if "patience" in names and (patience is None or patience < 1 or patience != int(patience)):
+        raise InputError(f"rule {name} needs a patience of 1 or more exits, not {patience}")
+    return lambda logits: function(logits, **settings)
+
+
+def exit_indices(logits, rule):
+    """Who would leave where, from stored logits (M, R, K) of all exits: (R,) int64, index 0..M-1 into the exits."""
+    index = torch.full(logits.shape[1:2], len(logits) - 1)                    # the deepest exit always answers
+    inside = torch.ones(logits.shape[1], dtype=torch.bool)
+    for m in range(len(logits) - 1):
+        leave = rule(logits[:m + 1]) & inside
+        index[leave] = m
+        inside &= ~leave
+    return index
+
+
+@torch.no_grad()
+def early_exit(model, batch, rule):
+    """Walk the layers; after each exit drop the rows that leave, so that the rest of the walk costs less.
+
+    batch: dict of (N, L) tensors; rule: from make_rule, or None (nobody leaves early and only the deepest exit is computed:
+    the full model, to compare with).  Returns logits (N, K) and exit layer (N,), from 1, in the order of the input.
+
+    Example: rows 0, 1, 2 are inside and row 1 leaves.  `stay` is [True, False, True]; hidden (3, L, d) becomes (2, L, d), and
+    the mask and the exits' logits so far must lose the same row, or row 2 would go on under the mask of row 1.
+    """
+    hidden, mask, token_mask = model.embed(**batch)
+    rows = torch.arange(len(hidden), device=hidden.device)                    # (n,) where the rows inside came from
+    classifiers = dict(zip(model.exits, model.classifiers))
+    answer = torch.empty(len(hidden), model.classifiers[0].out_features, device=hidden.device)   # (N, K)
+    exit_layer = torch.full((len(hidden),), model.num_layers, device=hidden.device)             # (N,)
+    so_far = []                                                               # logits of the exits passed, each (n, K)
+    for number, layer in enumerate(model.encoder.encoder.layer, start=1):
+        hidden = layer(hidden, mask)                                          # (n, L, d)
+        if number == model.num_layers:
+            answer[rows] = classifiers[number](model.represent(hidden, token_mask)).float()
+        elif number in classifiers and rule is not None:
+            so_far.append(classifiers[number](model.represent(hidden, token_mask)).float())
+            leave = rule(torch.stack(so_far))                                 # (n,)
+            if leave.any():
+                answer[rows[leave]], exit_layer[rows[leave]] = so_far[-1][leave], number
+                stay = ~leave
+                if not stay.any():
+                    break
+                hidden, token_mask, rows = hidden[stay], token_mask[stay], rows[stay]
+                mask = None if mask is None else mask[stay]
+                so_far = [logits[stay] for logits in so_far]
+    return answer, exit_layer
+
+
+@torch.no_grad()
+def all_exits(model, split, device, batch_size=64):
+    """One pass over a tokenised split: h (M, R, d) and logits (M, R, K), float32 on the CPU, in the split's order."""
+    model.eval()
+    batches = glue.sorted_batches(split.lengths, batch_size)
+    out = [model(**split.batch(rows, device)) for rows in batches]
+    back = torch.cat(batches).argsort()                                       # undo the sorting by length
+    return tuple(torch.cat([o[i].float().cpu() for o in out], dim=1)[:, back] for i in (0, 1))

@@ -1,0 +1,241 @@
+"""GLUE's classification tasks: files, labels, batches, metrics, and a generated `demo` task that needs no download.
+
+A task's rows become a `Split`: texts, labels and, once tokenised, all tokens in one flat array, from which a batch is cut
+and padded to its own longest row.  Source of tasks, columns and metrics: GLUE (arXiv 1804.07461) and its download.
+"""
+
+import random
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+
+class InputError(Exception):
+    """The user's input is wrong.  Its text is one line that says what and what to do; train.py exits with status 2."""
+
+
+class Task(NamedTuple):
+    folder: str       # in GLUE's download, also the name of the submission file
+    hub: tuple        # the text columns on the hub (nyu-mll/glue)
+    columns: tuple    # the text columns in the download's header
+    label: str        # the label column in the download's header (on the hub it is always `label`)
+    labels: tuple     # the labels as the download and the submission spell them; their order is the hub's numbering
+    metrics: tuple    # the first one is "the score" everywhere in this project
+
+
+TWO = ("sentence1", "sentence2")
+WORDS = ("entailment", "not_entailment")
+TASKS = {
+    "cola": Task("CoLA", ("sentence",), ("sentence",), "label", ("0", "1"), ("matthews",)),
+    "sst2": Task("SST-2", ("sentence",), ("sentence",), "label", ("0", "1"), ("accuracy",)),
+    "mrpc": Task("MRPC", TWO, ("#1 String", "#2 String"), "Quality", ("0", "1"), ("accuracy", "f1")),
+    "qqp": Task("QQP", ("question1", "question2"), ("question1", "question2"), "is_duplicate", ("0", "1"), ("accuracy", "f1")),
+    "mnli": Task("MNLI", ("premise", "hypothesis"), TWO, "gold_label", ("entailment", "neutral", "contradiction"), ("accuracy",)),
+    "qnli": Task("QNLI", ("question", "sentence"), ("question", "sentence"), "label", WORDS, ("accuracy",)),
+    "rte": Task("RTE", TWO, TWO, "label", WORDS, ("accuracy",)),
+    "wnli": Task("WNLI", TWO, TWO, "label", ("0", "1"), ("accuracy",)),
+    "demo": Task("demo", TWO, TWO, "label", WORDS, ("accuracy",)),
+}
+
+
+class Split:
+    """The rows of one split.  texts: list of 1 or 2 lists of R strings; labels: (R,) int64, -1 where unknown."""
+
+    def __init__(self, texts, labels):
+        self.texts, self.labels = texts, torch.tensor(labels)
+        self.tokens = self.types = self.starts = None
+
+    def __len__(self):
+        return len(self.labels)
+
+    def part(self, start, end):
+        """Rows start to end as a split of their own, Python's slice rules."""
+        return Split([column[start:end] for column in self.texts], self.labels[start:end].tolist())
+
+    def tokenize(self, tokenizer, max_length):
+        """Tokenise once.  All rows lie one behind the other in two flat arrays (MNLI: 393,000 rows in some 70 MB; Python
+        lists of numbers would take ten times that).  Row r is tokens[starts[r]:starts[r + 1]]."""
+        tokens, types, lengths = [], [], []
+        for start in range(0, len(self), 1000):
+            out = tokenizer(*(column[start:start + 1000] for column in self.texts), truncation=True, max_length=max_length,
+                            return_token_type_ids=True, return_attention_mask=False)
+            lengths += [len(row) for row in out["input_ids"]]
+            tokens.append(torch.tensor([t for row in out["input_ids"] for t in row], dtype=torch.int32))
+            types.append(torch.tensor([t for row in out["token_type_ids"] for t in row], dtype=torch.int8))
+        self.tokens, self.types = torch.cat(tokens), torch.cat(types)                       # (all tokens,)
+        self.lengths = torch.tensor(lengths)                                                # (R,)
+        self.starts = torch.cat([torch.zeros(1, dtype=torch.int64), self.lengths.cumsum(0)])   # (R + 1,)
+        self.pad = tokenizer.pad_token_id
+
+    def batch(self, rows, device="cpu"):
+        """rows (N,) int64 -> dict of (N, L) input_ids, attention_mask, token_type_ids; L the longest of these rows."""
+        lengths = self.lengths[rows]
+        position = torch.arange(int(lengths.max()))                                         # (L,)
+        mask = position < lengths[:, None]                                                  # (N, L)
+        index = torch.where(mask, self.starts[rows][:, None] + position, 0)                 # (N, L) into the flat arrays
+        batch = {"input_ids": torch.where(mask, self.tokens[index].long(), self.pad), "attention_mask": mask.long(),
+                 "token_type_ids": torch.where(mask, self.types[index].long(), 0)}
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def bucketed_batches(lengths, batch_size, generator, window=50):
+    """Shuffled batches of rows of similar length: list of (N,) int64, every row exactly once.
+
+    Shuffle, cut into windows of `window` batches, sort each window by length, cut into batches, shuffle the batches.  On
+    RTE a batch padded to its longest then carries 1.03 times the useful tokens instead of 2, and classes stay mixed, which
+    the contrastive loss needs.  lengths (R,); generator: a torch.Generator, which alone decides the order.
+    """
+    batches = []
+    for chunk in torch.randperm(len(lengths), generator=generator).split(window * batch_size):
+        batches += chunk[lengths[chunk].argsort(stable=True)].split(batch_size)
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def sorted_batches(lengths, batch_size):
+    """Batches for evaluation, by length, so that hardly anything is padding: list of (N,) int64, every row once."""
+    return lengths.argsort(stable=True).split(batch_size)
+
+
+# ----------------------------------------------------------------------------------------------------------------- metrics
+
+def accuracy(predictions, labels):
+    """Share of equal entries, in points (0 to 100).  predictions, labels: (R,)."""
+    return 100 * (predictions == labels).double().mean().item()
+
+
+def f1(predictions, labels):
+    """F1 of class 1, in points: 2 TP / (2 TP + FP + FN); 0 where nothing is or was called 1."""
+    tp, fp, fn, _ = _confusion(predictions, labels)
+    return 100 * 2 * tp / max(2 * tp + fp + fn, 1)
+
+
+def matthews(predictions, labels):
+    """Matthews' correlation of two classes, in points (-100 to 100); 0 where one row or column of the table is empty."""
+    tp, fp, fn, tn = _confusion(predictions, labels)
+    product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+    return 100 * (tp * tn - fp * fn) / product**0.5 if product else 0.0
+
+
+def _confusion(predictions, labels):
+    """TP, FP, FN, TN as Python integers, whose product above cannot overflow."""
+    return [((predictions == p) & (labels == y)).sum().item() for p, y in ((1, 1), (1, 0), (0, 1), (0, 0))]
+
+
+METRICS = {"accuracy": accuracy, "f1": f1, "matthews": matthews}
+
+
+def score(task, logits, labels):
+    """{metric: points} of logits (R, K) against labels (R,), in the task's order: the first one is "the score"."""
+    return {name: METRICS[name](logits.argmax(dim=-1), labels) for name in TASKS[task].metrics}
+
+
+# -------------------------------------------------------------------------------------------------------------------- data
+
+def load_task(task, data):
+    """{"train": Split, "dev": Split, "test": Split} (MNLI: dev_matched, dev_mismatched, test_matched, test_mismatched).
+
+    data: the hub's id, a local copy of it (`rte/train-*.parquet`), or GLUE's download (`RTE/train.tsv`).
+    Raises InputError.
+    """
+    if task == "stsb":
+        raise InputError("task stsb (STS-B) is regression: it has no classes, so no label embeddings to align with")
+    if task not in TASKS:
+        raise InputError(f"unknown task {task!r}; choose one of {', '.join(TASKS)}")
+    if task == "demo":
+        # One stream of rows, cut after removing repeats: no dev row is in train.
+        rows = list(dict.fromkeys(demo_rows(6000, seed=0)))
+        bounds = {"train": rows[:-1000], "dev": rows[-1000:-500], "test": rows[-500:]}
+        return {name: Split([[r[0] for r in part], [r[1] for r in part]], [r[2] for r in part]) for name, part in bounds.items()}
+    kinds = ("_matched", "_mismatched") if task == "mnli" else ("",)
+    names = ["train"] + [split + kind for split in ("dev", "test") for kind in kinds]
+    folder = Path(data) / TASKS[task].folder
+    if folder.is_dir():
+        splits = {name: _read_tsv(task, folder / f"{name}.tsv", name) for name in names}
+    else:
+        splits = _read_hub(task, data, names)
+    for name, split in splits.items():
+        if len(split) == 0:
+            raise InputError(f"{task}: the {name} split in {data} has no rows")
+    return splits
+
+
+def _read_hub(task, data, names):
+    import datasets                                    # takes seconds to import and only this function needs it
+    datasets.disable_progress_bars()
+    hub_names = {name: name.replace("dev", "validation") for name in names}
+    here = Path(data) / task
+    try:
+        if here.is_dir():
+            files = {name: [str(f) for f in sorted(here.glob(f"{hub}-*.parquet"))] for name, hub in hub_names.items()}
+            missing = [name for name, found in files.items() if not found]
+            if missing:
+                raise InputError(f"{here} has no {hub_names[missing[0]]}-*.parquet")
+            table = {name: datasets.load_dataset("parquet", data_files=found, split="train") for name, found in files.items()}
+        elif Path(data).exists() or data.startswith((".", "/")):
+            raise InputError(f"--data {data} holds neither {TASKS[task].folder}/train.tsv (GLUE's download) nor "
+                             f"{task}/train-*.parquet (a copy of the hub's nyu-mll/glue)")
+        else:
+            loaded = datasets.load_dataset(data, task)
+            table = {name: loaded[hub] for name, hub in hub_names.items()}
+        splits = {name: Split([list(t[column]) for column in TASKS[task].hub], list(t["label"])) for name, t in table.items()}
+    except InputError:
+        raise
+    except Exception as error:                         # offline, no such id, a torn file: the library's errors have many names
+        reason = str(error).strip().splitlines()
+        raise InputError(f"cannot load {task} from {data} ({type(error).__name__}: {reason[0] if reason else 'no reason given'}); "
+                         "without network use --data FOLDER with GLUE's files, or --task demo") from None
+    for name, split in splits.items():
+        if not name.startswith("test") and not all(0 <= y < len(TASKS[task].labels) for y in split.labels.tolist()):
+            raise InputError(f"{data}: {name} of {task} has labels outside 0..{len(TASKS[task].labels) - 1}")
+    return splits
+
+
+def _read_tsv(task, path, name):
+    """A file of GLUE's download.  Tabs separate, newlines end a row, quotes are plain characters."""
+    spec = TASKS[task]
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")    # -sig: MRPC starts with a byte-order mark
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; --data needs {spec.folder}/ with {name}.tsv in it") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    if lines[-1] == "":                                              # not every file ends with a newline
+        lines.pop()
+    # CoLA's train and dev have no header and four columns: source, label, the linguist's mark, sentence.
+    first = 1
+    if task == "cola" and name != "test":
+        lines.insert(0, "source\tlabel\tmark\tsentence")
+        first = 0
+    header = lines[0].split("\t") if lines else []
+    labelled = not name.startswith("test")
+    wanted = list(spec.columns) + [spec.label] * labelled
+    missing = [column for column in wanted if column not in header]
+    if missing:
+        raise InputError(f"{path}, line 1: no column {missing[0]!r} in the header; found {', '.join(header)[:80]!r}")
+    places = [header.index(column) for column in wanted]
+    number_of = {label: number for number, label in enumerate(spec.labels)}
+    texts, labels, skipped = [[] for _ in spec.columns], [], 0
+    for line, row in enumerate(lines[1:], start=first + 1):
+        cells = row.split("\t")
+        if len(cells) != len(header):
+            if task == "qqp" and name == "train" and len(cells) < len(header):    # known faults of the download
+                skipped += 1
+                continue
+            raise InputError(f"{path}, line {line}: {len(cells)} columns where the header has {len(header)}")
+        for column, place in zip(texts, places):
+            column.append(cells[place])
+        label = cells[places[-1]] if labelled else None
+        if labelled and label not in number_of:
+            raise InputError(f"{path}, line {line}: label {label[:40]!r} is none of {', '.join(spec.labels)}")
+        labels.append(number_of[label] if labelled else -1)
+    if skipped:
+        print(f"{path}: {skipped} short rows skipped", file=sys.stderr)
+    return Split(texts, labels)
+
+
+def write_predictions(path, task, predictions):
+    """GLUE's submission file: index and prediction, labels spelt as the download spells them.  predictions: (R,)."""
+    rows = [f"{i}\t{TASKS[task].labels[p]}" for i, p in enumerate(predictions.tolist())]
+    Path(path).write_text("\n".join(["index\tprediction"] + rows) + "\n", encoding="utf-8")

@@ -1,0 +1,137 @@
+"""ACL-Grad (arXiv 2602.03563): drop the contrastive gradient in each step where it conflicts with cross-entropy's.
+
+    g = g_CE + lambda * 1[ <g_CE, g_ACL> >= 0 ] * g_ACL            once per mini-batch            (paper, ACL-Grad)
+
+Our reading where the paper is silent: the inner product runs over the parameters that *both* losses reach, a tie at 0 is
+no conflict, and an inner product that is not finite is one.  Pure functions on tensors: copy them as they stand.
+
+What it costs.  A backward takes about as long as two forwards.  One graph, two gradients: (1 + 2 + 2) / (1 + 2) = 1.67 of
+a plain step, and no exact test over the parameters can do with less, since it needs both gradients apart.  `acl_grad` is
+that test.  `acl_grad_features` asks the same question at the representations h, where both gradients are nearly free, and
+then runs one backward: about 1.0 of a plain step, an approximation, and a decision for each exit by itself.
+
+    python grad_surgery.py runs/rte_scl_1 runs/rte_scl_2     # the angles of finished runs, from their steps.csv
+"""
+
+import csv
+import math
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+RULES = {
+    "observe": "keep everything: the plain sum, its angle measured (the paper's pilot)",
+    "discard": "drop the contrastive gradient on conflict (the paper's ACL-Grad)",
+    "project": "on conflict remove its component along cross-entropy's gradient (PCGrad one-sided, arXiv 2001.06782)",
+    "weigh": "multiply it by max(0, cosine) (Du et al., arXiv 1812.02224)",
+}
+
+
+class Conflict(NamedTuple):
+    """What a conflict test saw.  cosine and angle (degrees) between both gradients; NaN where they are not finite, and
+    0 and 90 where one of them is zero.  kept: length of what was added over length of the contrastive gradient, so 1 or 0
+    under `discard`, max(0, cosine) under `weigh`, the sine of the angle on conflict under `project`, 1 under `observe`.
+    products: a (cosine's parts) triple <g_CE, g_CL>, |g_CE|^2, |g_CL|^2 for each parameter (None where a loss does not
+    reach it) or for each exit."""
+    cosine: float
+    angle: float
+    kept: float
+    products: list
+
+
+def acl_grad(ce_loss, cl_loss, parameters, weight, rule="discard"):
+    """Set `.grad` of all parameters to g_CE + weight * (what the rule leaves of g_CL), and say what was seen.
+
+    ce_loss, cl_loss: scalars from ONE forward.  (Two forwards would have two sets of dropout masks, whose gradients
+    cannot be compared.)  The graph is freed.  parameters: an iterable of leaf tensors; weight: lambda >= 0; rule: one of
+    RULES.  Returns a Conflict.  `.grad` is replaced, not added to: to accumulate, sum the losses before.  A parameter that
+    neither loss reaches gets None, so that AdamW leaves it alone; one that only the dropped loss reaches does as well.
+    Raises ValueError for an unknown rule.
+
+    Example: g_CE = (1, 0) and g_CL = (-1, 1) meet at 135 degrees.  With weight 1 `discard` gives (1, 0), `project` removes
+    (-1, 0) and gives (1, 1), `weigh` gives (1, 0), `observe` (0, 1).
+    """
+    _check_rule(rule, RULES)
+    parameters = [p for p in parameters if p.requires_grad]
+    g_ce = torch.autograd.grad(ce_loss, parameters, retain_graph=True, allow_unused=True)
+    g_cl = torch.autograd.grad(cl_loss, parameters, allow_unused=True)
+
+    # Why only shared parameters: the classifier's bias gets no contrastive gradient, the dot there is 0, and its length
+    # in the cosine's denominator would bend every angle towards 90 degrees.
+    shared = [a is not None and b is not None for a, b in zip(g_ce, g_cl)]
+    triples = [torch.stack([(a * b).sum(), (a * a).sum(), (b * b).sum()])
+               for a, b, both in zip(g_ce, g_cl, shared) if both]
+    # The only wait for the device in this function: (P, 3) numbers, P the number of shared tensors.
+    products = iter(torch.stack(triples).double().tolist() if triples else [])
+    products = [next(products) if both else None for both in shared]
+    conflict, along_ce, along_cl = _decide(products, rule)
+
+    for p, a, b, both in zip(parameters, g_ce, g_cl, shared):
+        # New tensors on purpose: autograd may hand out ONE tensor as the gradient of two parameters (two biases in a
+        # sum, say), and adding to it in place, here or when clipping, would count twice.
+        if both:
+            p.grad = a * (1 + weight * along_ce) if along_ce else a.clone()
+            if along_cl:                             # never 0 * g_CL: 0 * NaN is NaN
+                p.grad.add_(b, alpha=weight * along_cl)
+        elif a is not None:
+            p.grad = a.clone()
+        else:
+            p.grad = b * (weight * along_cl) if b is not None and along_cl else None
+    return conflict
+
+
+def acl_grad_features(ce_loss, cl_losses, h, weight, rule="discard"):
+    """The same test at the representations, one decision per exit, then a single backward (our approximation).
+
+        keep exit m's term  <=>  < d L_CE / d h^m , d L_CL^m / d h^m >  >=  0
+
+    ce_loss: scalar.  cl_losses: (M,), exit m's contrastive term, depending on h only through h[m].  h: (M, N, d) from the
+    same forward, not a leaf.  rule: observe, discard or weigh (project would need a gradient, not a factor).
+    Adds to `.grad`, as any backward does: clear it before.  Returns a Conflict whose products hold one triple per exit and
+    whose cosine and kept are means over the exits (all of whose tests decide for themselves).
+    Raises ValueError for an unknown rule.
+    """
+    _check_rule(rule, [name for name in RULES if name != "project"])
+    # Both walks end at h, just below the losses: a few matrix products of size N x K, next to nothing.
+    g_ce, = torch.autograd.grad(ce_loss, h, retain_graph=True)                              # (M, N, d)
+    g_cl, = torch.autograd.grad(cl_losses.sum(), h, retain_graph=True)                      # (M, N, d)
+    products = torch.stack([(g_ce * g_cl).sum((1, 2)), (g_ce * g_ce).sum((1, 2)), (g_cl * g_cl).sum((1, 2))], dim=1)  # (M, 3)
+    exits = [_decide([triple], rule) for triple in products.double().tolist()]              # the only wait for the device
+    factors = [along_cl for _, _, along_cl in exits]
+    # Dropped terms are left out of the sum, not multiplied by 0, so that a NaN among them stays out.
+    total = ce_loss + weight * sum(factor * term for factor, term in zip(factors, cl_losses) if factor)
+    total.backward()
+    cosine = sum(conflict.cosine for conflict, _, _ in exits) / len(exits)
+    return Conflict(cosine, _degrees(cosine), sum(factors) / len(exits), [conflict.products[0] for conflict, _, _ in exits])
+
+
+def _decide(products, rule):
+    """products: triples (dot, |g_CE|^2, |g_CL|^2) or None.  Returns the Conflict and the factors (along_ce, along_cl) of
+
+        g = g_CE + weight * (along_ce * g_CE + along_cl * g_CL)          along_ce is not 0 under `project` alone
+    """
+    dot, ce2, cl2 = (sum(column) for column in zip((0.0, 0.0, 0.0), *(t for t in products if t is not None)))
+    finite = math.isfinite(dot) and math.isfinite(ce2) and math.isfinite(cl2)
+    length = math.sqrt(ce2) * math.sqrt(cl2) if finite else math.nan
+    cosine = math.nan if not finite else 0.0 if length == 0 else max(-1.0, min(1.0, dot / length))
+    # Written so that NaN, for which every comparison is false, is a conflict.
+    agree = cosine >= 0
+    along_ce, along_cl, kept = 0.0, 1.0, 1.0
+    if rule == "discard" and not agree or rule != "observe" and not finite:
+        along_cl = kept = 0.0
+    elif rule == "project" and not agree:
+        along_ce, kept = -dot / ce2, math.sqrt(1 - cosine**2)      # g_CL - <g_CL, g_CE> / |g_CE|^2 * g_CE
+    elif rule == "weigh":
+        along_cl = kept = max(0.0, cosine)
+    return Conflict(cosine, _degrees(cosine), kept, products), along_ce, along_cl
+
+
+def _degrees(cosine):
+    return math.degrees(math.acos(max(-1.0, min(1.0, cosine)))) if math.isfinite(cosine) else math.nan
+
+
+def _check_rule(rule, known):
+    if rule not in known:
+        raise ValueError(f"rule must be one of {', '.join(known)}, not {rule!r}")

@@ -1,0 +1,346 @@
+"""Fine-tune BERT on GLUE with cross-entropy, SCL, ACL-Embed, ACL-Grad, ACL-CL or distillation.  One plain PyTorch loop.
+
+    python train.py --task demo --method acl-grad                       # no download, about a minute on a laptop's CPU
+    python train.py --task rte --method acl-cl --seeds 1 2 3            # an exit at every layer, BERT-base from the hub
+    python train.py --task rte --method acl-grad --data glue --model ./minilm --pooling mean     # everything from disk
+
+Each seed leaves runs/<task>_<method>_<seed>/:
+    config.json   every option, the seed, versions          steps.csv  one line a step: losses, cosine, angle, kept
+    exits.csv     one line an epoch and exit: dev score     result.json  what the last epoch scored, and the time it took
+    dev_logits.safetensors   all exits' logits on dev       model/     weights, encoder config, tokenizer
+The score reported is the last epoch's: nothing is picked on dev.
+"""
+
+import argparse
+import csv
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")    # cuBLAS sums in a fixed order only with this
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+import transformers
+from tqdm import tqdm
+
+import acl
+import exits
+import glue
+import grad_surgery
+from glue import InputError
+
+METHODS = {
+    "ce": "cross-entropy",
+    "scl": "(1 - weight) CE + weight SCL",
+    "acl-embed": "CE + weight ACL-Embed",
+    "acl-grad": "acl-embed, whose gradient is dropped where it conflicts with CE's (--conflict discard)",
+    "acl-cl": "acl-grad, and the deepest exit guides the others through the contrastive loss (--exits all)",
+    "kd": "CE + weight distillation from the deepest exit to the others (--exits all)",
+}
+# What differs between tasks: epochs, and the encoder's learning rate (second-hand: 2e-5, RTE 5e-5; demo: from nothing).
+EPOCHS = {"demo": 8, "rte": 8, "mrpc": 5, "cola": 5, "wnli": 5}
+LR = {"demo": 1e-3, "rte": 5e-5}
+
+
+def parse_args(argv=None):
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):                               # one line, not the whole usage
+            self.exit(2, f"train.py: {message}; see python train.py --help\n")
+
+    p = Parser(usage="python train.py --task TASK --method METHOD [options]", formatter_class=argparse.RawTextHelpFormatter,
+               description="Methods:\n" + "\n".join(f"  {name:10} {text}" for name, text in METHODS.items()))
+    add = p.add_argument
+    add("--task", required=True, help=f"{', '.join(glue.TASKS)}")
+    add("--method", required=True, choices=METHODS, metavar="METHOD", help="one of the methods above")
+    add("--data", default="nyu-mll/glue", help="hub id, its local copy, or a folder with GLUE's download (%(default)s)")
+    add("--model", default="google-bert/bert-base-uncased", help="hub id or folder of a BERT-style encoder (%(default)s)")
+    add("--pooling", default="cls", choices=("cls", "mean"), help="representation: pooler of [CLS], or mean of tokens, which suits\n"
+        "encoders tuned with mean pooling (sentence embedders such as all-MiniLM) (%(default)s)")
+    add("--exits", help="all, last, or layers such as 3,6,12 (all for acl-cl and kd, else last)")
+    add("--seeds", type=int, nargs="+", default=[1], help="one run each (1)")
+    add("--epochs", type=int, help="passes over train (by task: 8 demo, rte; 5 mrpc, cola, wnli; else 3)")
+    add("--batch-size", type=int, default=32, help="samples a step, and so of the contrastive loss (%(default)s)")
+    add("--lr", type=float, help="peak learning rate of the encoder (by task: 1e-3 demo; 5e-5 rte; else 2e-5)")
+    add("--head-lr", type=float, help="that of the classifiers and of a pooler that is new (20 x --lr; demo: 1 x)")
+    add("--weight", type=float, help="lambda of the contrastive or distillation term (0.1; kd: 0.5)")
+    add("--temperature", type=float, help="tau of that term (0.5; kd: 2)")
+    add("--conflict", choices=["none", *grad_surgery.RULES], help="none: one backward of the sum; observe: the same sum, angle "
+        "measured;\ndiscard, project, weigh (discard for acl-grad and acl-cl, else none)")
+    add("--conflict-at", choices=("parameters", "features"), default="parameters", help="where the gradients meet: exact, or at the\n"
+        "representations, exit by exit, at the cost of one backward (%(default)s)")
+    add("--exit-weights", choices=("depth", "uniform"), default="depth", help="weight of exit m: m, or 1 (%(default)s)")
+    add("--students-embed", action=argparse.BooleanOptionalAction, default=True, help="acl-cl: students' own ACL-Embed too (on)")
+    add("--center", action="store_true", help="subtract means before the contrastive cosines (our idea; off)")
+    add("--max-length", type=int, default=128, help="tokens kept of a row (%(default)s)")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 autocast where the hardware has it")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda if there is one")
+    add("--max-steps", type=int, help="stop after so many steps")
+    add("--limit-train", type=int, help="only the first so many rows of train")
+    add("--holdout", type=int, help="the last so many rows of train become dev: to choose options without looking at dev")
+    add("--output", default="runs", help="folder of the runs (%(default)s)")
+    add("--predict", action="store_true", help="also write GLUE's submission TSV from the test split")
+    args = p.parse_args(argv)
+
+    multi_exit = args.method in ("acl-cl", "kd")
+    contrastive_default = "discard" if args.method in ("acl-grad", "acl-cl") else "none"
+    defaults = {"exits": "all" if multi_exit else "last", "epochs": EPOCHS.get(args.task, 3), "lr": LR.get(args.task, 2e-5),
+                "weight": 0.5 if args.method == "kd" else 0.1, "temperature": 2.0 if args.method == "kd" else 0.5,
+                "conflict": contrastive_default}
+    for name, value in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.head_lr is None:
+        args.head_lr = args.lr * (1 if args.task == "demo" else 20)
+    for name in ("epochs", "batch_size", "max_steps", "limit_train", "holdout"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            p.error(f"--{name.replace('_', '-')} must be 1 or more, not {getattr(args, name)}")
+    for name, low in (("lr", 0), ("head_lr", 0), ("temperature", 0)):
+        if not low < getattr(args, name) < math.inf:
+            p.error(f"--{name.replace('_', '-')} must be a number above {low}, not {getattr(args, name)}")
+    if not 0 <= args.weight < math.inf or args.method == "scl" and args.weight > 1:
+        p.error(f"--weight must be 0 or more (scl: at most 1), not {args.weight}")
+    if args.max_length < 8:
+        p.error(f"--max-length must be 8 or more, not {args.max_length}")
+    if args.method == "ce" and args.conflict != "none":
+        p.error("--conflict needs a second loss: choose another method than ce")
+    if args.conflict == "project" and args.conflict_at == "features":
+        p.error("--conflict project needs --conflict-at parameters: at the features a term is kept or dropped")
+    if len(set(args.seeds)) != len(args.seeds) or min(args.seeds) < 0:
+        p.error(f"--seeds must be different numbers from 0, not {args.seeds}")
+    return args
+
+
+def compute_losses(args, model, h, logits, labels):
+    """h (M, N, d), logits (M, N, K), labels (N,) -> ce (M,) and cl (M,), each exit's loss times w_m / sum w.
+
+        L = sum_m w_m (L_CE^m + lambda L_CL^m) / sum_m w_m,   w_m = m or 1                        (second-hand; --exit-weights)
+    """
+    tau = args.temperature
+    rows = [classifier.weight for classifier in model.classifiers]             # exit m's label embeddings l^m (K, d)
+    views = [acl.center(x, l) if args.center else (x, l) for x, l in zip(h, rows)]
+    teacher_h, teacher_rows = views[-1]                                        # the deepest exit
+    ce, cl = [], []
+    for m, (x, l) in enumerate(views):
+        is_teacher = m == len(views) - 1
+        ce.append(F.cross_entropy(logits[m].float(), labels))
+        if args.method == "scl":
+            cl.append(acl.scl_loss(x, labels, tau))
+        elif args.method in ("acl-embed", "acl-grad") or args.method == "acl-cl" and is_teacher:
+            cl.append(acl.acl_embed_loss(x, labels, l, tau))
+        elif args.method == "acl-cl":
+            guided = acl.acl_cl_loss(x, teacher_h, labels, teacher_rows, tau)
+            cl.append(guided + acl.acl_embed_loss(x, labels, l, tau) if args.students_embed else guided)
+        elif args.method == "kd" and not is_teacher:
+            cl.append(acl.kd_loss(logits[m], logits[-1], tau))
+        else:                                                                  # ce, and the teacher under kd
+            cl.append(torch.zeros((), device=h.device))
+    w = torch.tensor([float(m) if args.exit_weights == "depth" else 1.0 for m in model.exits], device=h.device)   # (M,)
+    w = w / w.sum()
+    scale = 1 - args.weight if args.method == "scl" else 1.0                   # SCL's total is a mixture (arXiv 2011.01403)
+    return scale * w * torch.stack(ce), w * torch.stack(cl)
+
+
+def fill_gradients(args, model, h, ce, cl):
+    """Leave the step's gradient in `.grad`; returns the Conflict that was seen, or None where none was looked for."""
+    if args.method == "ce" or args.conflict == "none":
+        (ce.sum() + args.weight * cl.sum()).backward()
+        return None
+    if args.conflict_at == "features":
+        return grad_surgery.acl_grad_features(ce.sum(), cl, h, args.weight, args.conflict)
+    return grad_surgery.acl_grad(ce.sum(), cl.sum(), model.parameters(), args.weight, args.conflict)
+
+
+def make_optimizer(args, model, total_steps):
+    """AdamW, weight decay 0.01 on matrices only; linear warm-up over a tenth of the steps, then linear decay to 0."""
+    heads = {id(p) for p in model.head_parameters()}
+    groups = [{"params": [p for p in model.parameters() if (id(p) in heads) == is_head and (p.dim() > 1) == is_matrix],
+               "lr": args.head_lr if is_head else args.lr, "weight_decay": 0.01 if is_matrix else 0.0}
+              for is_head in (False, True) for is_matrix in (False, True)]
+    optimizer = torch.optim.AdamW(groups, fused=True)
+    return optimizer, transformers.get_linear_schedule_with_warmup(optimizer, total_steps // 10, total_steps)
+
+
+def evaluate(args, model, splits, device):
+    """{dev split: (logits (M, R, K), [exit 1's {metric: points}, ..])}, without autocast: the stored logits are float32."""
+    out = {}
+    for name in (n for n in splits if n.startswith("dev")):
+        _, logits = exits.all_exits(model, splits[name], device)
+        out[name] = logits, [glue.score(args.task, z, splits[name].labels) for z in logits]
+    return out
+
+
+def train_one(args, seed, splits, model, tokenizer, device, folder):
+    """One run: train, evaluate after every epoch, leave everything in `folder`.  Returns the result (a dict)."""
+    train, metric = splits["train"], glue.TASKS[args.task].metrics[0]
+    bf16 = use_bf16(args.precision, device)
+    steps_per_epoch = math.ceil(len(train) / args.batch_size)
+    total_steps = min(args.epochs * steps_per_epoch, args.max_steps or math.inf)
+    optimizer, schedule = make_optimizer(args, model, total_steps)
+    folder.mkdir(parents=True)
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+    write_json(folder / "config.json", {**vars(args), "seed": seed, "exit_layers": model.exits, "num_labels": len(glue.TASKS[args.task].labels),
+                                        "bf16": bf16, "device_used": str(device), "versions": versions})
+    steps_file, exits_file = open(folder / "steps.csv", "w", newline=""), open(folder / "exits.csv", "w", newline="")
+    steps_csv, exits_csv = csv.writer(steps_file), csv.writer(exits_file)
+    steps_csv.writerow(["step", "epoch", "ce_loss", "cl_loss", "cosine", "angle", "kept", "lr"])
+    exits_csv.writerow(["epoch", "split", "exit", *glue.TASKS[args.task].metrics])
+
+    step, seconds, history, conflicts, kept = 0, 0.0, [], [], []
+    for epoch in range(1, args.epochs + 1):
+        order = torch.Generator().manual_seed(1000 * seed + epoch)             # the epoch's order depends on nothing else
+        batches = glue.bucketed_batches(train.lengths, args.batch_size, order)
+        bar = tqdm(batches, desc=f"epoch {epoch}/{args.epochs}", disable=None, leave=False)     # silent when piped
+        model.train()
+        start = time.perf_counter()
+        for rows in bar:
+            if step == total_steps:
+                break
+            labels = train.labels[rows].to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                h, logits = model(**train.batch(rows, device))
+            ce, cl = compute_losses(args, model, h, logits, labels)
+            optimizer.zero_grad(set_to_none=True)
+            seen = fill_gradients(args, model, h, ce, cl)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            ce_loss, cl_loss, norm = torch.stack([ce.sum(), cl.sum(), norm]).tolist()
+            if not math.isfinite(ce_loss) or not math.isfinite(norm):
+                raise RuntimeError(f"step {step + 1}: cross-entropy {ce_loss}, gradient norm {norm}: not finite, stopped; "
+                                   "try a smaller --lr or --head-lr, or --precision fp32")
+            optimizer.step()
+            steps_csv.writerow([step + 1, epoch, f"{ce_loss:.6f}", f"{cl_loss:.6f}",
+                                *(["", "", ""] if seen is None else [f"{seen.cosine:.6f}", f"{seen.angle:.3f}", f"{seen.kept:.4f}"]),
+                                f"{schedule.get_last_lr()[0]:.4g}"])
+            schedule.step()
+            step += 1
+            if seen is not None:
+                conflicts.append(not seen.cosine >= 0)
+                kept.append(seen.kept)
+                bar.set_postfix_str(f"ce {ce_loss:.3f} cl {cl_loss:.3f} cosine {seen.cosine:.2f} kept {100 * statistics.mean(kept):.0f} %")
+            else:
+                bar.set_postfix_str(f"ce {ce_loss:.3f} cl {cl_loss:.3f}")
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds += time.perf_counter() - start
+        dev = evaluate(args, model, splits, device)
+        for name, (_, scores) in dev.items():
+            exits_csv.writerows([epoch, name, layer, *(f"{value:.4f}" for value in s.values())] for layer, s in zip(model.exits, scores))
+        steps_file.flush(), exits_file.flush()
+        by_exit = [s[metric] for s in next(iter(dev.values()))[1]]
+        history.append(by_exit[-1])
+        line = f"epoch {epoch}/{args.epochs}  ce {ce_loss:.3f}  cl {cl_loss:.3f}"
+        line += f"  kept {100 * statistics.mean(kept):.0f} %" if kept else ""
+        line += f"  dev {metric} " + " ".join(f"{value:.1f}" for value in by_exit)
+        print(line + (f"  mean {statistics.mean(by_exit):.1f}" if len(by_exit) > 1 else ""), flush=True)
+        if step == total_steps:
+            break
+    steps_file.close(), exits_file.close()
+
+    tensors = {f"{name}.logits": logits for name, (logits, _) in dev.items()}
+    tensors |= {f"{name}.labels": splits[name].labels for name in dev}
+    safetensors.torch.save_file(tensors, folder / "dev_logits.safetensors")
+    (folder / "model").mkdir()
+    safetensors.torch.save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model" / "model.safetensors")
+    model.encoder.config.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    if args.predict:
+        for name in (n for n in splits if n.startswith("test")):
+            _, logits = exits.all_exits(model, splits[name], device)
+            file = glue.TASKS[args.task].folder + {"test_matched": "-m", "test_mismatched": "-mm"}.get(name, "") + ".tsv"
+            glue.write_predictions(folder / file, args.task, logits[-1].argmax(dim=-1))
+    best = max(range(len(history)), key=history.__getitem__)
+    result = {"task": args.task, "method": args.method, "seed": seed, "metric": metric, "score": by_exit[-1],
+              "dev": {name: scores[-1] for name, (_, scores) in dev.items()}, "exit_layers": model.exits, "exit_scores": by_exit,
+              "mean_exit_score": statistics.mean(by_exit), "best_epoch_picked_on_dev": {"epoch": best + 1, "score": history[best]},
+              "steps": step, "conflict_share": statistics.mean(conflicts) if conflicts else None,
+              "kept": statistics.mean(kept) if kept else None, "seconds": round(seconds, 2),
+              "examples_per_second": round(min(step * args.batch_size, len(train) * args.epochs) / seconds, 2), "device": device_name(device)}
+    write_json(folder / "result.json", result)                                 # last: its presence says "finished"
+    return result
+
+
+def use_bf16(precision, device):
+    """--precision auto: bf16 autocast where the hardware computes in it; elsewhere it is emulated and many times slower."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool({"avx512_bf16", "amx_bf16"} & {name for name, has in torch.cpu.get_capabilities().items() if has is True})
+
+
+def device_name(device):
+    return torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+def write_json(path, content):
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def run(args):
+    """Check everything, then train seed after seed; nothing is written before the first run starts."""
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: no GPU to be seen; use --device cpu")
+    device = torch.device("cuda" if args.device == "auto" and torch.cuda.is_available() else args.device.replace("auto", "cpu"))
+    if device.type == "cuda":
+        torch.use_deterministic_algorithms(True)
+    folders = [Path(args.output) / f"{args.task}_{args.method}_{seed}" for seed in args.seeds]
+    for folder in folders:
+        if folder.exists():
+            raise InputError(f"{folder} exists already; remove it or choose another --output")
+    splits = glue.load_task(args.task, args.data)
+    if args.limit_train:
+        splits["train"] = splits["train"].part(0, args.limit_train)
+    if args.holdout:
+        if args.holdout >= len(splits["train"]):
+            raise InputError(f"--holdout {args.holdout} leaves nothing of {len(splits['train'])} training rows")
+        splits = {"train": splits["train"].part(0, -args.holdout), "dev": splits["train"].part(-args.holdout, None)}
+    results = []
+    for seed, folder in zip(args.seeds, folders):
+        torch.manual_seed(seed)                                                # heads, dropout; the data's order has its own
+        if args.task == "demo":
+            tokenizer = glue.demo_tokenizer()
+            encoder = exits.demo_encoder(len(tokenizer))
+        else:
+            encoder, tokenizer = exits.load_encoder(args.model)
+        model = exits.MultiExitBert(encoder, len(glue.TASKS[args.task].labels), args.exits, args.pooling).to(device)
+        if args.method in ("acl-cl", "kd") and len(model.exits) == 1:
+            raise InputError(f"--method {args.method} needs students: more than one exit")
+        room = encoder.config.max_position_embeddings - (2 if encoder.config.model_type == "roberta" else 0)
+        if args.max_length > room and args.task != "demo":
+            raise InputError(f"--max-length {args.max_length}: this model has {room} positions")
+        if splits["train"].tokens is None:
+            for split in splits.values():
+                split.tokenize(tokenizer, min(args.max_length, room))
+        print(f"{folder}: {len(splits['train'])} rows, exits {model.exits}, {device_name(device)}, "
+              f"{'bf16' if use_bf16(args.precision, device) else 'fp32'}", flush=True)
+        result = train_one(args, seed, splits, model, tokenizer, device, folder)
+        results.append(result)
+        print(f"{folder}: {result['metric']} {result['score']:.2f}, {result['seconds']:.0f} s")
+    scores = [r["score"] for r in results]
+    if len(scores) > 1:
+        print(f"{args.task} {args.method}: {result['metric']} {statistics.mean(scores):.2f} sd {statistics.stdev(scores):.2f} ({len(scores)} seeds)")
+
+
+def main(argv=None):
+    try:
+        run(parse_args(argv))
+        return 0
+    except InputError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except (RuntimeError, OSError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("train.py: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
