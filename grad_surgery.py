@@ -61,22 +61,22 @@ def acl_grad(ce_loss, cl_loss, parameters, weight, rule="discard"):
     # Why only shared parameters: the classifier's bias gets no contrastive gradient, the dot there is 0, and its length
     # in the cosine's denominator would bend every angle towards 90 degrees.
     shared = [a is not None and b is not None for a, b in zip(g_ce, g_cl)]
-    triples = [torch.stack([(a * b).sum(), (a * a).sum(), (b * b).sum()])
-               for a, b, both in zip(g_ce, g_cl, shared) if both]
+    flat = [(a.flatten(), b.flatten()) for a, b, both in zip(g_ce, g_cl, shared) if both]   # views, nothing is copied
+    triples = [torch.stack([a.dot(b), a.dot(a), b.dot(b)]) for a, b in flat]
     # The only wait for the device in this function: (P, 3) numbers, P the number of shared tensors.
     products = iter(torch.stack(triples).double().tolist() if triples else [])
     products = [next(products) if both else None for both in shared]
     conflict, along_ce, along_cl = _decide(products, rule)
 
+    taken = set()
     for p, a, b, both in zip(parameters, g_ce, g_cl, shared):
-        # New tensors on purpose: autograd may hand out ONE tensor as the gradient of two parameters (two biases in a
-        # sum, say), and adding to it in place, here or when clipping, would count twice.
-        if both:
-            p.grad = a * (1 + weight * along_ce) if along_ce else a.clone()
-            if along_cl:                             # never 0 * g_CL: 0 * NaN is NaN
-                p.grad.add_(b, alpha=weight * along_cl)
+        if both and along_cl:                        # never 0 * g_CL: 0 * NaN is NaN
+            p.grad = _own(a, taken)
+            if along_ce:
+                p.grad.mul_(1 + weight * along_ce)
+            p.grad.add_(b, alpha=weight * along_cl)
         elif a is not None:
-            p.grad = a.clone()
+            p.grad = _own(a, taken)
         else:
             p.grad = b * (weight * along_cl) if b is not None and along_cl else None
     return conflict
@@ -105,6 +105,15 @@ def acl_grad_features(ce_loss, cl_losses, h, weight, rule="discard"):
     total.backward()
     cosine = sum(conflict.cosine for conflict, _, _ in exits) / len(exits)
     return Conflict(cosine, _degrees(cosine), sum(factors) / len(exits), [conflict.products[0] for conflict, _, _ in exits])
+
+
+def _own(gradient, taken):
+    """The gradient itself if nobody else holds its memory, else a copy.  Autograd may hand out ONE tensor as the gradient
+    of two parameters (two biases in a sum, say): adding to it in place, here or when clipping, would count twice."""
+    if gradient.data_ptr() in taken or not gradient.is_contiguous():
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+    taken.add(gradient.data_ptr())
+    return gradient
 
 
 def _decide(products, rule):
