@@ -16,7 +16,9 @@ import csv
 import json
 import math
 import os
+import pickle
 import platform
+import shutil
 import statistics
 import sys
 import time
@@ -24,6 +26,7 @@ from pathlib import Path
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")    # cuBLAS sums in a fixed order only with this
 
+import safetensors
 import safetensors.torch
 import torch
 import torch.nn.functional as F
@@ -85,6 +88,8 @@ def parse_args(argv=None):
     add("--limit-train", type=int, help="only the first so many rows of train")
     add("--holdout", type=int, help="the last so many rows of train become dev: to choose options without looking at dev")
     add("--output", default="runs", help="folder of the runs (%(default)s)")
+    add("--resume", action="store_true", help="go on with unfinished runs, skip finished ones")
+    add("--save-steps", type=int, help="checkpoint every so many steps, besides every epoch's end")
     add("--predict", action="store_true", help="also write GLUE's submission TSV from the test split")
     args = p.parse_args(argv)
 
@@ -98,7 +103,7 @@ def parse_args(argv=None):
             setattr(args, name, value)
     if args.head_lr is None:
         args.head_lr = args.lr * (1 if args.task == "demo" else 20)
-    for name in ("epochs", "batch_size", "max_steps", "limit_train", "holdout"):
+    for name in ("epochs", "batch_size", "max_steps", "limit_train", "holdout", "save_steps"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             p.error(f"--{name.replace('_', '-')} must be 1 or more, not {getattr(args, name)}")
     for name, low in (("lr", 0), ("head_lr", 0), ("temperature", 0)):
@@ -178,30 +183,33 @@ def evaluate(args, model, splits, device):
 
 def train_one(args, seed, splits, model, tokenizer, device, folder):
     """One run: train, evaluate after every epoch, leave everything in `folder`.  Returns the result (a dict)."""
-    train, metric = splits["train"], glue.TASKS[args.task].metrics[0]
+    task, train = glue.TASKS[args.task], splits["train"]
     bf16 = use_bf16(args.precision, device)
     steps_per_epoch = math.ceil(len(train) / args.batch_size)
     total_steps = min(args.epochs * steps_per_epoch, args.max_steps or math.inf)
     optimizer, schedule = make_optimizer(args, model, total_steps)
-    folder.mkdir(parents=True)
     versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
-    write_json(folder / "config.json", {**vars(args), "seed": seed, "exit_layers": model.exits, "num_labels": len(glue.TASKS[args.task].labels),
-                                        "bf16": bf16, "device_used": str(device), "versions": versions})
-    steps_file, exits_file = open(folder / "steps.csv", "w", newline=""), open(folder / "exits.csv", "w", newline="")
-    steps_csv, exits_csv = csv.writer(steps_file), csv.writer(exits_file)
-    steps_csv.writerow(["step", "epoch", "ce_loss", "cl_loss", "cosine", "angle", "kept", "lr"])
-    exits_csv.writerow(["epoch", "split", "exit", *glue.TASKS[args.task].metrics])
+    config = {**{k: v for k, v in vars(args).items() if k not in ("seeds", "output", "resume")}, "seed": seed, "exit_layers": model.exits,
+              "num_labels": len(task.labels), "bf16": bf16, "device_name": device_name(device), "versions": versions}
+    logs = {"steps.csv": ["step", "epoch", "ce_loss", "cl_loss", "cosine", "angle", "kept", "lr"],
+            "exits.csv": ["epoch", "split", "exit", *task.metrics]}
+    folder.mkdir(parents=True, exist_ok=args.resume)
+    step, seconds = load_checkpoint(folder, config, model, optimizer, schedule, logs) if args.resume else (0, 0.0)
+    if step == 0:
+        write_json(folder / "config.json", config)
+        for name, header in logs.items():
+            (folder / name).write_text(",".join(header) + "\n")
+    files = {name: open(folder / name, "a", newline="") for name in logs}
+    steps_csv, exits_csv = (csv.writer(file, lineterminator="\n") for file in files.values())
 
-    step, seconds, history, conflicts, kept = 0, 0.0, [], [], []
-    for epoch in range(1, args.epochs + 1):
+    for epoch in range(step // steps_per_epoch + 1, math.ceil(total_steps / steps_per_epoch) + 1):
         order = torch.Generator().manual_seed(1000 * seed + epoch)             # the epoch's order depends on nothing else
         batches = glue.bucketed_batches(train.lengths, args.batch_size, order)
-        bar = tqdm(batches, desc=f"epoch {epoch}/{args.epochs}", disable=None, leave=False)     # silent when piped
+        todo = batches[step - (epoch - 1) * steps_per_epoch:][:total_steps - step]      # all of them, unless resumed or cut
+        bar = tqdm(todo, desc=f"epoch {epoch}/{args.epochs}", disable=None, leave=False)        # silent when piped
         model.train()
         start = time.perf_counter()
         for rows in bar:
-            if step == total_steps:
-                break
             labels = train.labels[rows].to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 h, logits = model(**train.batch(rows, device))
@@ -211,42 +219,39 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             ce_loss, cl_loss, norm = torch.stack([ce.sum(), cl.sum(), norm]).tolist()
             if not math.isfinite(ce_loss) or not math.isfinite(norm):
-                raise RuntimeError(f"step {step + 1}: cross-entropy {ce_loss}, gradient norm {norm}: not finite, stopped; "
-                                   "try a smaller --lr or --head-lr, or --precision fp32")
+                raise FloatingPointError(f"step {step + 1}: cross-entropy {ce_loss}, contrastive loss {cl_loss}, gradient norm {norm}; "
+                                         "stopped: try a smaller --lr or --head-lr, or --precision fp32")
             optimizer.step()
-            steps_csv.writerow([step + 1, epoch, f"{ce_loss:.6f}", f"{cl_loss:.6f}",
-                                *(["", "", ""] if seen is None else [f"{seen.cosine:.6f}", f"{seen.angle:.3f}", f"{seen.kept:.4f}"]),
-                                f"{schedule.get_last_lr()[0]:.4g}"])
-            schedule.step()
             step += 1
-            if seen is not None:
-                conflicts.append(not seen.cosine >= 0)
-                kept.append(seen.kept)
-                bar.set_postfix_str(f"ce {ce_loss:.3f} cl {cl_loss:.3f} cosine {seen.cosine:.2f} kept {100 * statistics.mean(kept):.0f} %")
-            else:
-                bar.set_postfix_str(f"ce {ce_loss:.3f} cl {cl_loss:.3f}")
+            conflict = ["", "", ""] if seen is None else [f"{seen.cosine:.6f}", f"{seen.angle:.3f}", f"{seen.kept:.4f}"]
+            steps_csv.writerow([step, epoch, f"{ce_loss:.6f}", f"{cl_loss:.6f}", *conflict, f"{schedule.get_last_lr()[0]:.4g}"])
+            schedule.step()
+            bar.set_postfix(ce=f"{ce_loss:.3f}", cl=f"{cl_loss:.3f}", **({} if seen is None else {"cosine": conflict[0], "kept": conflict[2]}))
+            if args.save_steps and step % args.save_steps == 0 and rows is not todo[-1]:
+                save_checkpoint(folder, model, optimizer, schedule, files, step, seconds + time.perf_counter() - start)
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds += time.perf_counter() - start
+
         dev = evaluate(args, model, splits, device)
         for name, (_, scores) in dev.items():
             exits_csv.writerows([epoch, name, layer, *(f"{value:.4f}" for value in s.values())] for layer, s in zip(model.exits, scores))
-        steps_file.flush(), exits_file.flush()
-        by_exit = [s[metric] for s in next(iter(dev.values()))[1]]
-        history.append(by_exit[-1])
-        line = f"epoch {epoch}/{args.epochs}  ce {ce_loss:.3f}  cl {cl_loss:.3f}"
-        line += f"  kept {100 * statistics.mean(kept):.0f} %" if kept else ""
-        line += f"  dev {metric} " + " ".join(f"{value:.1f}" for value in by_exit)
-        print(line + (f"  mean {statistics.mean(by_exit):.1f}" if len(by_exit) > 1 else ""), flush=True)
-        if step == total_steps:
-            break
-    steps_file.close(), exits_file.close()
+        save_checkpoint(folder, model, optimizer, schedule, files, step, seconds)
+        print(f"epoch {epoch}/{args.epochs}  {epoch_line(folder, epoch, task.metrics[0])}", flush=True)
+    for file in files.values():
+        file.close()
+    dev = evaluate(args, model, splits, device) if "dev" not in locals() else dev       # resumed after the last epoch
+    return finish(args, seed, splits, model, tokenizer, device, folder, dev, step, seconds)
 
+
+def finish(args, seed, splits, model, tokenizer, device, folder, dev, step, seconds):
+    """Write dev_logits, model, predictions and, last of all, result.json, whose presence says "finished"."""
+    metric = glue.TASKS[args.task].metrics[0]
     tensors = {f"{name}.logits": logits for name, (logits, _) in dev.items()}
     tensors |= {f"{name}.labels": splits[name].labels for name in dev}
     safetensors.torch.save_file(tensors, folder / "dev_logits.safetensors")
-    (folder / "model").mkdir()
-    safetensors.torch.save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model" / "model.safetensors")
+    (folder / "model").mkdir(exist_ok=True)
+    safetensors.torch.save_file(model.state_dict(), folder / "model" / "model.safetensors")
     model.encoder.config.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     if args.predict:
@@ -254,15 +259,81 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
             _, logits = exits.all_exits(model, splits[name], device)
             file = glue.TASKS[args.task].folder + {"test_matched": "-m", "test_mismatched": "-mm"}.get(name, "") + ".tsv"
             glue.write_predictions(folder / file, args.task, logits[-1].argmax(dim=-1))
-    best = max(range(len(history)), key=history.__getitem__)
+    main_split, (_, scores) = next(iter(dev.items()))
+    by_exit = [s[metric] for s in scores]
+    deepest = [row for row in read_csv(folder / "exits.csv") if row["split"] == main_split and row["exit"] == str(model.exits[-1])]
+    best = max(deepest, key=lambda row: float(row[metric]))
+    angles = [(float(row["angle"]), float(row["kept"])) for row in read_csv(folder / "steps.csv") if row["kept"]]
     result = {"task": args.task, "method": args.method, "seed": seed, "metric": metric, "score": by_exit[-1],
               "dev": {name: scores[-1] for name, (_, scores) in dev.items()}, "exit_layers": model.exits, "exit_scores": by_exit,
-              "mean_exit_score": statistics.mean(by_exit), "best_epoch_picked_on_dev": {"epoch": best + 1, "score": history[best]},
-              "steps": step, "conflict_share": statistics.mean(conflicts) if conflicts else None,
-              "kept": statistics.mean(kept) if kept else None, "seconds": round(seconds, 2),
-              "examples_per_second": round(min(step * args.batch_size, len(train) * args.epochs) / seconds, 2), "device": device_name(device)}
-    write_json(folder / "result.json", result)                                 # last: its presence says "finished"
+              "mean_exit_score": statistics.mean(by_exit),
+              "best_epoch_picked_on_dev": {"epoch": int(best["epoch"]), "score": float(best[metric])}, "steps": step,
+              "conflict_share": statistics.mean(not angle <= 90 for angle, _ in angles) if angles else None,
+              "kept": statistics.mean(kept for _, kept in angles) if angles else None, "seconds": round(seconds, 2),
+              "examples_per_second": round(step * len(splits["train"]) / math.ceil(len(splits["train"]) / args.batch_size) / seconds, 2),
+              "device": device_name(device)}
+    write_json(folder / "result.json", result)
+    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
     return result
+
+
+def epoch_line(folder, epoch, metric):
+    """What an epoch came to, read back from the run's own logs."""
+    steps = [row for row in read_csv(folder / "steps.csv") if row["epoch"] == str(epoch)]
+    scores = [row for row in read_csv(folder / "exits.csv") if row["epoch"] == str(epoch)]
+    by_exit = [float(row[metric]) for row in scores if row["split"] == scores[0]["split"]]
+    mean = {name: statistics.mean(float(row[name]) for row in steps) for name in ("ce_loss", "cl_loss")}
+    line = f"ce {mean['ce_loss']:.3f}  cl {mean['cl_loss']:.3f}"
+    line += f"  kept {100 * statistics.mean(float(row['kept']) for row in steps):.0f} %" if steps[0]["kept"] else ""
+    line += f"  dev {metric} " + " ".join(f"{value:.1f}" for value in by_exit)
+    return line + (f"  mean {statistics.mean(by_exit):.1f}" if len(by_exit) > 1 else "")
+
+
+def save_checkpoint(folder, model, optimizer, schedule, files, step, seconds):
+    """Everything the rest of the run depends on.  Written beside the last one, then renamed: one of both is always whole."""
+    for file in files.values():
+        file.flush()
+    new, here, old = (folder / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    try:
+        safetensors.torch.save_file(model.state_dict(), new / "model.safetensors")
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        torch.save({"step": step, "seconds": seconds, "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
+                    "rng": torch.get_rng_state(), "rng_cuda": cuda, "log_bytes": {name: file.tell() for name, file in files.items()}},
+                   new / "state.pt")
+    except (RuntimeError, safetensors.SafetensorError) as error:               # what both libraries make of a full disk
+        raise OSError(f"cannot write {new}: {error}") from None
+    if here.exists():
+        here.rename(old)
+    new.rename(here)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(folder, config, model, optimizer, schedule, logs):
+    """Put everything back and cut the logs to the checkpoint's length.  Returns step and seconds, 0 and 0 if there is none."""
+    here = next((folder / name for name in ("checkpoint", "checkpoint.old") if (folder / name).is_dir()), None)
+    if here is None:
+        return 0, 0.0
+    try:
+        theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        state = torch.load(here / "state.pt", weights_only=True)
+        weights = safetensors.torch.load_file(here / "model.safetensors")
+        different = [k for k in config if theirs.get(k) != json.loads(json.dumps(config[k]))]
+        if different:
+            raise InputError(f"{folder} was started with another {different[0]}: {theirs.get(different[0])}, now {config[different[0]]}")
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        torch.set_rng_state(state["rng"])
+        if state["rng_cuda"]:
+            torch.cuda.set_rng_state_all(state["rng_cuda"])
+        for name in logs:
+            os.truncate(folder / name, state["log_bytes"][name])
+        return state["step"], state["seconds"]
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, AttributeError, pickle.UnpicklingError,
+            safetensors.SafetensorError) as error:
+        raise InputError(f"{here} is torn ({type(error).__name__}); remove {folder} and start again") from None
 
 
 def use_bf16(precision, device):
@@ -278,8 +349,16 @@ def device_name(device):
     return torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 
 
+def read_csv(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def write_json(path, content):
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    """Whole or not at all: written beside it, then renamed."""
+    beside = path.with_suffix(".new")
+    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    beside.rename(path)
 
 
 def run(args):
@@ -291,17 +370,16 @@ def run(args):
         torch.use_deterministic_algorithms(True)
     folders = [Path(args.output) / f"{args.task}_{args.method}_{seed}" for seed in args.seeds]
     for folder in folders:
-        if folder.exists():
-            raise InputError(f"{folder} exists already; remove it or choose another --output")
-    splits = glue.load_task(args.task, args.data)
-    if args.limit_train:
-        splits["train"] = splits["train"].part(0, args.limit_train)
-    if args.holdout:
-        if args.holdout >= len(splits["train"]):
-            raise InputError(f"--holdout {args.holdout} leaves nothing of {len(splits['train'])} training rows")
-        splits = {"train": splits["train"].part(0, -args.holdout), "dev": splits["train"].part(-args.holdout, None)}
+        if folder.exists() and not args.resume:
+            state = "holds a finished run" if (folder / "result.json").exists() else "holds an unfinished run"
+            raise InputError(f"{folder} {state}; use --resume, remove it, or choose another --output")
+    splits = glue.load_task(args.task, args.data, args.limit_train, args.holdout)
     results = []
     for seed, folder in zip(args.seeds, folders):
+        if (folder / "result.json").exists():
+            print(f"{folder}: finished, skipped")
+            results.append(json.loads((folder / "result.json").read_text(encoding="utf-8")))
+            continue
         torch.manual_seed(seed)                                                # heads, dropout; the data's order has its own
         if args.task == "demo":
             tokenizer = glue.demo_tokenizer()
@@ -334,11 +412,11 @@ def main(argv=None):
     except InputError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
-    except (RuntimeError, OSError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+    except (FloatingPointError, OSError) as error:                            # diverged; disk full, folder gone or read-only
+        print(f"train.py: {error}; --resume goes on from the last checkpoint", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("train.py: interrupted", file=sys.stderr)
+        print("train.py: interrupted; the same command with --resume goes on", file=sys.stderr)
         return 130
 
 
