@@ -136,23 +136,21 @@ def score(task, logits, labels):
 def demo_rows(count, seed):
     """Generated English entailment rows (sentence1, sentence2, label), half of each label; our own, to learn from.
 
-    Sentence 1 tells who did what to whom; sentence 2 repeats it, actively or passively, or reverses the roles (hard: the same
-    words in the same number, only their order tells), or says never (easy: one word tells).  So a majority guess gets half,
-    a bag of words little more, and a first layer less than a fourth.
+    Sentence 1 tells who did what to whom.  Sentence 2 repeats it, actively or passively (entailment), or says `never` (easy: one
+    word tells), names another verb (harder: two words must be compared), or reverses the roles (hard: the same words, only
+    their order tells).  So a majority guess gets half, a bag of words little more, and a first layer less than the fourth.
     """
-    people = ("nurse pilot farmer judge baker singer doctor clown sailor tailor miller hunter lawyer painter writer "
-              "driver dancer teacher butcher guard").split()
-    verbs = "thanked followed called helped watched blamed praised warned".split()
+    people = "anna boris clara david emma felix grace henry irene jacob laura martin nora oscar paula simon".split()
+    verbs = "thanked helped called followed warned visited invited trusted".split()
     draw, rows = random.Random(seed), []
     for i in range(count):
-        who, whom = draw.sample(people, 2)
-        verb, label = draw.choice(verbs), i % 2
-        easy = draw.random() < 0.3
-        doer, other = (whom, who) if label == 1 and not easy else (who, whom)
-        never = "never " if label == 1 and easy else ""
-        active = f"the {doer} {never}{verb} the {other}"
-        passive = f"the {other} was {never}{verb} by the {doer}"
-        rows.append((f"the {who} {verb} the {whom}", draw.choice([active, passive]), label))
+        (who, whom), (verb, other) = draw.sample(people, 2), draw.sample(verbs, 2)
+        sentence1, label = f"{who} {verb} {whom}", i % 2
+        if label == 1:
+            wrong = draw.choice(["never", "verb", "roles", "roles", "roles"])
+            verb = {"never": f"never {verb}", "verb": other}.get(wrong, verb)
+            who, whom = (whom, who) if wrong == "roles" else (who, whom)
+        rows.append((sentence1, draw.choice([f"{who} {verb} {whom}", f"{whom} was {verb} by {who}"]), label))
     draw.shuffle(rows)
     return rows
 
