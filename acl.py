@@ -97,6 +97,25 @@ def center(h, label_embeddings):
     return h - h.mean(dim=0), label_embeddings - label_embeddings.mean(dim=0)
 
 
+def geometry(h, labels, label_embeddings):
+    """Three numbers that say whether samples and label embeddings are aligned; no gradient.  z = x / ||x||.
+
+        label_cosine = mean_k cos(l_k, mean of h_i with y_i = k)     1: each row points where its class lies
+        alignment    = mean over pairs of one class  ||z_i - z_j||^2          0: each class is one point
+        uniformity   = log mean over all pairs  exp(-2 ||z_i - z_j||^2)       0: all one point; less: spread out
+
+    h (N, d); labels (N,) int64; label_embeddings (K, d).  NaN where a class or a pair is missing.
+    Alignment and uniformity: Wang and Isola, arXiv 2005.10242, with "same class" for their positive pairs.
+    """
+    z = _unit(h)
+    distance = (2 - 2 * z @ z.T).clamp(min=0)                                               # (N, N) ||z_i - z_j||^2
+    pairs = torch.ones_like(distance, dtype=torch.bool).triu(diagonal=1)                    # (N, N) each pair once
+    same = pairs & (labels[:, None] == labels[None, :])                                     # (N, N)
+    means = torch.stack([h[labels == k].float().mean(dim=0) for k in range(len(label_embeddings))])   # (K, d)
+    return {"label_cosine": F.cosine_similarity(means, label_embeddings.float()).mean().item(),
+            "alignment": distance[same].mean().item(), "uniformity": (-2 * distance[pairs]).exp().mean().log().item()}
+
+
 def _with_label_embeddings(h, labels, label_embeddings):
     """(N, d) samples and (K, d) rows -> (N + K, d) items and their (N + K,) labels: row k is a sample of class k."""
     row_labels = torch.arange(len(label_embeddings), device=labels.device)                  # (K,)

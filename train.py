@@ -50,6 +50,8 @@ METHODS = {
 # What differs between tasks: epochs, and the encoder's learning rate (second-hand: 2e-5, RTE 5e-5; demo: from nothing).
 EPOCHS = {"demo": 8, "rte": 8, "mrpc": 5, "cola": 5, "wnli": 5}
 LR = {"demo": 1e-3, "rte": 5e-5}
+GEOMETRY = ("label_cosine", "alignment", "uniformity")      # exits.csv
+GEOMETRY_ROWS = 2000                                        # they look at all pairs of rows: QQP's dev has 40,000
 
 
 def parse_args(argv=None):
@@ -125,7 +127,8 @@ def parse_args(argv=None):
 def compute_losses(args, model, h, logits, labels):
     """h (M, N, d), logits (M, N, K), labels (N,) -> ce (M,) and cl (M,), each exit's loss times w_m / sum w.
 
-        L = sum_m w_m (L_CE^m + lambda L_CL^m) / sum_m w_m,   w_m = m or 1                        (second-hand; --exit-weights)
+        L = sum_m w_m (L_CE^m + lambda L_CL^m) / sum_m w_m,   w_m = m or 1             (second-hand; --exit-weights)
+        SCL alone is a mixture, (1 - lambda) L_CE^m + lambda L_SCL^m                    (arXiv 2011.01403): see ce_share
     """
     tau = args.temperature
     rows = [classifier.weight for classifier in model.classifiers]             # exit m's label embeddings l^m (K, d)
@@ -148,18 +151,19 @@ def compute_losses(args, model, h, logits, labels):
             cl.append(torch.zeros((), device=h.device))
     w = torch.tensor([float(m) if args.exit_weights == "depth" else 1.0 for m in model.exits], device=h.device)   # (M,)
     w = w / w.sum()
-    scale = 1 - args.weight if args.method == "scl" else 1.0                   # SCL's total is a mixture (arXiv 2011.01403)
-    return scale * w * torch.stack(ce), w * torch.stack(cl)
+    return w * torch.stack(ce), w * torch.stack(cl)
 
 
 def fill_gradients(args, model, h, ce, cl):
     """Leave the step's gradient in `.grad`; returns the Conflict that was seen, or None where none was looked for."""
+    ce_share = 1 - args.weight if args.method == "scl" else 1.0
+    ce_loss = ce_share * ce.sum()
     if args.method == "ce" or args.conflict == "none":
-        (ce.sum() + args.weight * cl.sum()).backward()
+        (ce_loss + args.weight * cl.sum()).backward()
         return None
     if args.conflict_at == "features":
-        return grad_surgery.acl_grad_features(ce.sum(), cl, h, args.weight, args.conflict)
-    return grad_surgery.acl_grad(ce.sum(), cl.sum(), model.parameters(), args.weight, args.conflict)
+        return grad_surgery.acl_grad_features(ce_loss, cl, h, args.weight, args.conflict)
+    return grad_surgery.acl_grad(ce_loss, cl.sum(), model.parameters(), args.weight, args.conflict)
 
 
 def make_optimizer(args, model, total_steps):
@@ -173,11 +177,17 @@ def make_optimizer(args, model, total_steps):
 
 
 def evaluate(args, model, splits, device):
-    """{dev split: (logits (M, R, K), [exit 1's {metric: points}, ..])}, without autocast: the stored logits are float32."""
+    """{dev split: (logits (M, R, K), [exit 1's {metric: points}, ..], [exit 1's {geometry: number}, ..])}.
+
+    Without autocast: the stored logits are float32.  geometry: see acl.geometry, of the first GEOMETRY_ROWS rows.
+    """
     out = {}
     for name in (n for n in splits if n.startswith("dev")):
-        _, logits = exits.all_exits(model, splits[name], device)
-        out[name] = logits, [glue.score(args.task, z, splits[name].labels) for z in logits]
+        labels = splits[name].labels
+        h, logits = exits.all_exits(model, splits[name], device)                # (M, R, d), (M, R, K)
+        rows = [classifier.weight.detach().float().cpu() for classifier in model.classifiers]
+        out[name] = (logits, [glue.score(args.task, z, labels) for z in logits],
+                     [acl.geometry(x[:GEOMETRY_ROWS], labels[:GEOMETRY_ROWS], l) for x, l in zip(h, rows)])
     return out
 
 
@@ -192,7 +202,7 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
     config = {**{k: v for k, v in vars(args).items() if k not in ("seeds", "output", "resume")}, "seed": seed, "exit_layers": model.exits,
               "num_labels": len(task.labels), "bf16": bf16, "device_name": device_name(device), "versions": versions}
     logs = {"steps.csv": ["step", "epoch", "ce_loss", "cl_loss", "cosine", "angle", "kept", "lr"],
-            "exits.csv": ["epoch", "split", "exit", *task.metrics]}
+            "exits.csv": ["epoch", "split", "exit", *task.metrics, *GEOMETRY]}
     folder.mkdir(parents=True, exist_ok=args.resume)
     step, seconds = load_checkpoint(folder, config, model, optimizer, schedule, logs) if args.resume else (0, 0.0)
     if step == 0:
@@ -234,8 +244,9 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
         seconds += time.perf_counter() - start
 
         dev = evaluate(args, model, splits, device)
-        for name, (_, scores) in dev.items():
-            exits_csv.writerows([epoch, name, layer, *(f"{value:.4f}" for value in s.values())] for layer, s in zip(model.exits, scores))
+        for name, (_, scores, geometry) in dev.items():
+            exits_csv.writerows([epoch, name, layer, *(f"{value:.4f}" for value in (s | g).values())]
+                                for layer, s, g in zip(model.exits, scores, geometry))
         save_checkpoint(folder, model, optimizer, schedule, files, step, seconds)
         print(f"epoch {epoch}/{args.epochs}  {epoch_line(folder, epoch, task.metrics[0])}", flush=True)
     for file in files.values():
@@ -247,7 +258,7 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
 def finish(args, seed, splits, model, tokenizer, device, folder, dev, step, seconds):
     """Write dev_logits, model, predictions and, last of all, result.json, whose presence says "finished"."""
     metric = glue.TASKS[args.task].metrics[0]
-    tensors = {f"{name}.logits": logits for name, (logits, _) in dev.items()}
+    tensors = {f"{name}.logits": logits for name, (logits, _, _) in dev.items()}
     tensors |= {f"{name}.labels": splits[name].labels for name in dev}
     safetensors.torch.save_file(tensors, folder / "dev_logits.safetensors")
     (folder / "model").mkdir(exist_ok=True)
@@ -259,13 +270,13 @@ def finish(args, seed, splits, model, tokenizer, device, folder, dev, step, seco
             _, logits = exits.all_exits(model, splits[name], device)
             file = glue.TASKS[args.task].folder + {"test_matched": "-m", "test_mismatched": "-mm"}.get(name, "") + ".tsv"
             glue.write_predictions(folder / file, args.task, logits[-1].argmax(dim=-1))
-    main_split, (_, scores) = next(iter(dev.items()))
+    main_split, (_, scores, _) = next(iter(dev.items()))
     by_exit = [s[metric] for s in scores]
     deepest = [row for row in read_csv(folder / "exits.csv") if row["split"] == main_split and row["exit"] == str(model.exits[-1])]
     best = max(deepest, key=lambda row: float(row[metric]))
     angles = [(float(row["angle"]), float(row["kept"])) for row in read_csv(folder / "steps.csv") if row["kept"]]
     result = {"task": args.task, "method": args.method, "seed": seed, "metric": metric, "score": by_exit[-1],
-              "dev": {name: scores[-1] for name, (_, scores) in dev.items()}, "exit_layers": model.exits, "exit_scores": by_exit,
+              "dev": {name: scores[-1] for name, (_, scores, _) in dev.items()}, "exit_layers": model.exits, "exit_scores": by_exit,
               "mean_exit_score": statistics.mean(by_exit),
               "best_epoch_picked_on_dev": {"epoch": int(best["epoch"]), "score": float(best[metric])}, "steps": step,
               "conflict_share": statistics.mean(not angle <= 90 for angle, _ in angles) if angles else None,

