@@ -41,13 +41,14 @@ class Conflict(NamedTuple):
     products: list
 
 
-def acl_grad(ce_loss, cl_loss, parameters, weight, rule="discard"):
+def acl_grad(ce_loss, cl_loss, parameters, weight, rule="discard", average=None):
     """Set `.grad` of all parameters to g_CE + weight * (what the rule leaves of g_CL), and say what was seen.
 
     ce_loss, cl_loss: scalars from ONE forward.  (Two forwards would have two sets of dropout masks, whose gradients
     cannot be compared.)  The graph is freed.  parameters: an iterable of leaf tensors; weight: lambda >= 0; rule: one of
     RULES.  Returns a Conflict.  `.grad` is replaced, not added to: to accumulate, sum the losses before.  A parameter that
     neither loss reaches gets None, so that AdamW leaves it alone; one that only the dropped loss reaches does as well.
+    average: with several processes, gradient -> its mean over them, taken before the test so that all decide alike.
     Raises ValueError for an unknown rule.
 
     Example: g_CE = (1, 0) and g_CL = (-1, 1) meet at 135 degrees.  With weight 1 `discard` gives (1, 0), `project` removes
@@ -57,6 +58,8 @@ def acl_grad(ce_loss, cl_loss, parameters, weight, rule="discard"):
     parameters = [p for p in parameters if p.requires_grad]
     g_ce = torch.autograd.grad(ce_loss, parameters, retain_graph=True, allow_unused=True)
     g_cl = torch.autograd.grad(cl_loss, parameters, allow_unused=True)
+    if average is not None:
+        g_ce, g_cl = [average(g) for g in g_ce], [average(g) for g in g_cl]
 
     # Why only shared parameters: the classifier's bias gets no contrastive gradient, the dot there is 0, and its length
     # in the cosine's denominator would bend every angle towards 90 degrees.
@@ -103,8 +106,8 @@ def acl_grad_features(ce_loss, cl_losses, h, weight, rule="discard"):
     # Dropped terms are left out of the sum, not multiplied by 0, so that a NaN among them stays out.
     total = ce_loss + weight * sum(factor * term for factor, term in zip(factors, cl_losses) if factor)
     total.backward()
-    cosine = sum(conflict.cosine for conflict, _, _ in exits) / len(exits)
-    return Conflict(cosine, _degrees(cosine), sum(factors) / len(exits), [conflict.products[0] for conflict, _, _ in exits])
+    mean = sum(conflict.cosine for conflict, _, _ in exits) / len(exits)
+    return Conflict(mean, _degrees(mean), sum(factors) / len(exits), products.tolist())
 
 
 def _own(gradient, taken):
@@ -121,20 +124,31 @@ def _decide(products, rule):
 
         g = g_CE + weight * (along_ce * g_CE + along_cl * g_CL)          along_ce is not 0 under `project` alone
     """
-    dot, ce2, cl2 = (sum(column) for column in zip((0.0, 0.0, 0.0), *(t for t in products if t is not None)))
-    finite = math.isfinite(dot) and math.isfinite(ce2) and math.isfinite(cl2)
-    length = math.sqrt(ce2) * math.sqrt(cl2) if finite else math.nan
-    cosine = math.nan if not finite else 0.0 if length == 0 else max(-1.0, min(1.0, dot / length))
-    # Written so that NaN, for which every comparison is false, is a conflict.
-    agree = cosine >= 0
+    dot, ce2, _ = _sums(products)
+    cos = cosine(products)
+    agree = cos >= 0                                 # NaN, for which every comparison is false, is a conflict
     along_ce, along_cl, kept = 0.0, 1.0, 1.0
-    if rule == "discard" and not agree or rule != "observe" and not finite:
+    if rule == "discard" and not agree or rule != "observe" and math.isnan(cos):
         along_cl = kept = 0.0
     elif rule == "project" and not agree:
-        along_ce, kept = -dot / ce2, math.sqrt(1 - cosine**2)      # g_CL - <g_CL, g_CE> / |g_CE|^2 * g_CE
+        along_ce, kept = -dot / ce2, math.sqrt(1 - cos**2)         # g_CL - <g_CL, g_CE> / |g_CE|^2 * g_CE
     elif rule == "weigh":
-        along_cl = kept = max(0.0, cosine)
-    return Conflict(cosine, _degrees(cosine), kept, products), along_ce, along_cl
+        along_cl = kept = max(0.0, cos)
+    return Conflict(cos, _degrees(cos), kept, products), along_ce, along_cl
+
+
+def cosine(products):
+    """Cosine between two gradients from their parts' triples (dot, |g_CE|^2, |g_CL|^2), None left out; a Conflict's
+    `products` or some of them, a layer's say.  NaN where something is not finite, 0 where a gradient is zero."""
+    dot, ce2, cl2 = _sums(products)
+    if not (math.isfinite(dot) and math.isfinite(ce2) and math.isfinite(cl2)):
+        return math.nan
+    length = math.sqrt(ce2) * math.sqrt(cl2)
+    return max(-1.0, min(1.0, dot / length)) if length else 0.0
+
+
+def _sums(products):
+    return [sum(column) for column in zip((0.0, 0.0, 0.0), *(triple for triple in products if triple is not None))]
 
 
 def _degrees(cosine):

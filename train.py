@@ -1,14 +1,17 @@
 """Fine-tune BERT on GLUE with cross-entropy, SCL, ACL-Embed, ACL-Grad, ACL-CL or distillation.  One plain PyTorch loop.
 
-    python train.py --task demo --method acl-grad                       # no download, about a minute on a laptop's CPU
+    python train.py --task demo --method acl-cl                         # no download, half a minute on a laptop's CPU
     python train.py --task rte --method acl-cl --seeds 1 2 3            # an exit at every layer, BERT-base from the hub
-    python train.py --task rte --method acl-grad --data glue --model ./minilm --pooling mean     # everything from disk
+    python train.py --task rte --method acl-grad --data data --model minilm --pooling mean       # everything from disk
+    torchrun --nproc-per-node 2 train.py --task rte --method acl-cl     # several processes share each batch
 
 Each seed leaves runs/<task>_<method>_<seed>/:
-    config.json   every option, the seed, versions          steps.csv  one line a step: losses, cosine, angle, kept
-    exits.csv     one line an epoch and exit: dev score     result.json  what the last epoch scored, and the time it took
-    dev_logits.safetensors   all exits' logits on dev       model/     weights, encoder config, tokenizer
+    config.json   every option, the seed, versions       steps.csv    a line a step: both losses, cosine, angle, kept
+    exits.csv     a line an epoch and exit: dev scores   result.json  what the last epoch scored, the time it took
+    dev_logits.safetensors   every exit's dev logits     model/       weights, encoder config, tokenizer
 The score reported is the last epoch's: nothing is picked on dev.
+
+Walk h through it: glue.Split.batch -> MultiExitBert.forward -> compute_losses -> fill_gradients -> optimizer.step.
 """
 
 import argparse
@@ -18,7 +21,7 @@ import math
 import os
 import pickle
 import platform
-import shutil
+import re
 import statistics
 import sys
 import time
@@ -29,9 +32,15 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")    # cuBLAS sums in 
 import safetensors
 import safetensors.torch
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import transformers
-from tqdm import tqdm
+from tqdm import tqdm                                           # comes with transformers
+
+try:
+    import fcntl
+except ImportError:                                             # Windows: there a run's folder cannot be locked
+    fcntl = None
 
 import acl
 import exits
@@ -50,24 +59,22 @@ METHODS = {
 # What differs between tasks: epochs, and the encoder's learning rate (second-hand: 2e-5, RTE 5e-5; demo: from nothing).
 EPOCHS = {"demo": 8, "rte": 8, "mrpc": 5, "cola": 5, "wnli": 5}
 LR = {"demo": 1e-3, "rte": 5e-5}
-GEOMETRY = ("label_cosine", "alignment", "uniformity")      # exits.csv
-GEOMETRY_ROWS = 2000                                        # they look at all pairs of rows: QQP's dev has 40,000
+GEOMETRY = ("label_cosine", "alignment", "uniformity")          # columns of exits.csv, see acl.geometry
+GEOMETRY_ROWS = 2000                                            # it looks at all pairs of rows, and QQP's dev has 40,000
 
 
 def parse_args(argv=None):
-    class Parser(argparse.ArgumentParser):
-        def error(self, message):                               # one line, not the whole usage
-            self.exit(2, f"train.py: {message}; see python train.py --help\n")
-
-    p = Parser(usage="python train.py --task TASK --method METHOD [options]", formatter_class=argparse.RawTextHelpFormatter,
-               description="Methods:\n" + "\n".join(f"  {name:10} {text}" for name, text in METHODS.items()))
+    p = argparse.ArgumentParser(
+        usage="python train.py --task TASK --method METHOD [options]", formatter_class=argparse.RawTextHelpFormatter,
+        description="Methods:\n" + "\n".join(f"  {name:10} {text}" for name, text in METHODS.items()))
+    p.error = lambda message: p.exit(2, f"train.py: {message}; see python train.py --help\n")
     add = p.add_argument
     add("--task", required=True, help=f"{', '.join(glue.TASKS)}")
     add("--method", required=True, choices=METHODS, metavar="METHOD", help="one of the methods above")
     add("--data", default="nyu-mll/glue", help="hub id, its local copy, or a folder with GLUE's download (%(default)s)")
     add("--model", default="google-bert/bert-base-uncased", help="hub id or folder of a BERT-style encoder (%(default)s)")
-    add("--pooling", default="cls", choices=("cls", "mean"), help="representation: pooler of [CLS], or mean of tokens, which suits\n"
-        "encoders tuned with mean pooling (sentence embedders such as all-MiniLM) (%(default)s)")
+    add("--pooling", default="cls", choices=("cls", "mean"), help="representation: pooler of [CLS], or mean of tokens, which\n"
+        "suits encoders tuned with mean pooling, such as all-MiniLM (%(default)s)")
     add("--exits", help="all, last, or layers such as 3,6,12 (all for acl-cl and kd, else last)")
     add("--seeds", type=int, nargs="+", default=[1], help="one run each (1)")
     add("--epochs", type=int, help="passes over train (by task: 8 demo, rte; 5 mrpc, cola, wnli; else 3)")
@@ -76,30 +83,31 @@ def parse_args(argv=None):
     add("--head-lr", type=float, help="that of the classifiers and of a pooler that is new (20 x --lr; demo: 1 x)")
     add("--weight", type=float, help="lambda of the contrastive or distillation term (0.1; kd: 0.5)")
     add("--temperature", type=float, help="tau of that term (0.5; kd: 2)")
-    add("--conflict", choices=["none", *grad_surgery.RULES], help="none: one backward of the sum; observe: the same sum, angle "
-        "measured;\ndiscard, project, weigh (discard for acl-grad and acl-cl, else none)")
-    add("--conflict-at", choices=("parameters", "features"), default="parameters", help="where the gradients meet: exact, or at the\n"
-        "representations, exit by exit, at the cost of one backward (%(default)s)")
+    add("--conflict", choices=["none", *grad_surgery.RULES], metavar="RULE", help="none: one backward of the sum; observe: the "
+        "same sum, angle measured;\ndiscard, project, weigh (discard for acl-grad and acl-cl, else none)")
+    add("--conflict-at", choices=("parameters", "features"), default="parameters", help="where the gradients meet: exact, "
+        "or at the\nrepresentations, exit by exit, at the cost of one backward (%(default)s)")
+    add("--conflict-groups", action="store_true", help="also write groups.csv: the cosine per layer, a line a step and group")
     add("--exit-weights", choices=("depth", "uniform"), default="depth", help="weight of exit m: m, or 1 (%(default)s)")
-    add("--students-embed", action=argparse.BooleanOptionalAction, default=True, help="acl-cl: students' own ACL-Embed too (on)")
+    add("--students-embed", action=argparse.BooleanOptionalAction, default=True,
+        help="acl-cl: students' own ACL-Embed too (on)")
     add("--center", action="store_true", help="subtract means before the contrastive cosines (our idea; off)")
     add("--max-length", type=int, default=128, help="tokens kept of a row (%(default)s)")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 autocast where the hardware has it")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda if there is one")
     add("--max-steps", type=int, help="stop after so many steps")
     add("--limit-train", type=int, help="only the first so many rows of train")
-    add("--holdout", type=int, help="the last so many rows of train become dev: to choose options without looking at dev")
+    add("--holdout", type=int, help="the last so many rows of train become dev: choose options without looking at dev")
     add("--output", default="runs", help="folder of the runs (%(default)s)")
     add("--resume", action="store_true", help="go on with unfinished runs, skip finished ones")
     add("--save-steps", type=int, help="checkpoint every so many steps, besides every epoch's end")
     add("--predict", action="store_true", help="also write GLUE's submission TSV from the test split")
     args = p.parse_args(argv)
 
-    multi_exit = args.method in ("acl-cl", "kd")
-    contrastive_default = "discard" if args.method in ("acl-grad", "acl-cl") else "none"
-    defaults = {"exits": "all" if multi_exit else "last", "epochs": EPOCHS.get(args.task, 3), "lr": LR.get(args.task, 2e-5),
+    defaults = {"exits": "all" if args.method in ("acl-cl", "kd") else "last",
+                "epochs": EPOCHS.get(args.task, 3), "lr": LR.get(args.task, 2e-5),
                 "weight": 0.5 if args.method == "kd" else 0.1, "temperature": 2.0 if args.method == "kd" else 0.5,
-                "conflict": contrastive_default}
+                "conflict": "discard" if args.method in ("acl-grad", "acl-cl") else "none"}
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -108,27 +116,31 @@ def parse_args(argv=None):
     for name in ("epochs", "batch_size", "max_steps", "limit_train", "holdout", "save_steps"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             p.error(f"--{name.replace('_', '-')} must be 1 or more, not {getattr(args, name)}")
-    for name, low in (("lr", 0), ("head_lr", 0), ("temperature", 0)):
-        if not low < getattr(args, name) < math.inf:
-            p.error(f"--{name.replace('_', '-')} must be a number above {low}, not {getattr(args, name)}")
+    for name in ("lr", "head_lr", "temperature"):
+        if not 0 < getattr(args, name) < math.inf:
+            p.error(f"--{name.replace('_', '-')} must be a number above 0, not {getattr(args, name)}")
     if not 0 <= args.weight < math.inf or args.method == "scl" and args.weight > 1:
         p.error(f"--weight must be 0 or more (scl: at most 1), not {args.weight}")
     if args.max_length < 8:
         p.error(f"--max-length must be 8 or more, not {args.max_length}")
     if args.method == "ce" and args.conflict != "none":
         p.error("--conflict needs a second loss: choose another method than ce")
-    if args.conflict == "project" and args.conflict_at == "features":
-        p.error("--conflict project needs --conflict-at parameters: at the features a term is kept or dropped")
-    if len(set(args.seeds)) != len(args.seeds) or min(args.seeds) < 0:
-        p.error(f"--seeds must be different numbers from 0, not {args.seeds}")
+    if args.conflict_at == "features" and (args.conflict == "project" or args.method == "kd"):
+        p.error("--conflict-at features keeps or drops a contrastive term: not for --conflict project or --method kd")
+    if args.conflict_groups and (args.conflict == "none" or args.conflict_at == "features"):
+        p.error("--conflict-groups needs the gradients of both losses: --conflict other than none, at the parameters")
+    if len(set(args.seeds)) != len(args.seeds) or not all(0 <= seed < 2**31 for seed in args.seeds):
+        p.error(f"--seeds must be different numbers from 0 to 2147483647, not {' '.join(map(str, args.seeds))}")
     return args
 
+
+# ------------------------------------------------------------------------------------------------------ one training step
 
 def compute_losses(args, model, h, logits, labels):
     """h (M, N, d), logits (M, N, K), labels (N,) -> ce (M,) and cl (M,), each exit's loss times w_m / sum w.
 
         L = sum_m w_m (L_CE^m + lambda L_CL^m) / sum_m w_m,   w_m = m or 1             (second-hand; --exit-weights)
-        SCL alone is a mixture, (1 - lambda) L_CE^m + lambda L_SCL^m                    (arXiv 2011.01403): see ce_share
+        SCL alone is a mixture, (1 - lambda) L_CE^m + lambda L_SCL^m                    (arXiv 2011.01403): fill_gradients
     """
     tau = args.temperature
     rows = [classifier.weight for classifier in model.classifiers]             # exit m's label embeddings l^m (K, d)
@@ -158,12 +170,66 @@ def fill_gradients(args, model, h, ce, cl):
     """Leave the step's gradient in `.grad`; returns the Conflict that was seen, or None where none was looked for."""
     ce_share = 1 - args.weight if args.method == "scl" else 1.0
     ce_loss = ce_share * ce.sum()
-    if args.method == "ce" or args.conflict == "none":
+    if args.conflict != "none" and args.conflict_at == "parameters":
+        return grad_surgery.acl_grad(ce_loss, cl.sum(), model.parameters(), args.weight, args.conflict, average)
+    seen = None
+    if args.conflict == "none":
         (ce_loss + args.weight * cl.sum()).backward()
-        return None
-    if args.conflict_at == "features":
-        return grad_surgery.acl_grad_features(ce_loss, cl, h, args.weight, args.conflict)
-    return grad_surgery.acl_grad(ce_loss, cl.sum(), model.parameters(), args.weight, args.conflict)
+    else:
+        seen = grad_surgery.acl_grad_features(ce_loss, cl, h, args.weight, args.conflict)
+    for p in model.parameters():
+        p.grad = average(p.grad)
+    return seen
+
+
+def forward_shared(model, train, rows, device, bf16):
+    """The whole batch's h (M, N, d) and logits (M, N, K).  Of n processes each computes every n-th row and adds it to the sum.
+
+    The losses then see all N samples on every process.  Backward through the sum adds up the n (equal) gradients of its
+    result, so a process holds n times its rows' share of the gradient, and their average over processes is the gradient.
+    """
+    rank, n = process()
+    mine = torch.arange(len(rows))[rank::n] if len(rows) > rank else torch.arange(1)   # no row left: work for nothing
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        h, logits = model(**train.batch(rows[mine], device))
+    if n == 1:
+        return h, logits
+    mine, has_rows = mine.to(device), len(rows) > rank
+
+    def shared(x):                                                             # (M, n, ..) -> (M, N, ..)
+        whole = torch.zeros(len(x), len(rows), x.shape[-1], device=device).index_copy(1, mine, x.float() * has_rows)
+        return SumOverProcesses.apply(whole)
+
+    # One sum each: in a common one the contrastive loss would reach the logits, with zeros, and so the classifiers' biases.
+    return shared(h), shared(logits)
+
+
+class SumOverProcesses(torch.autograd.Function):
+    """The tensor summed over all processes; its gradient is summed over them as well."""
+
+    @staticmethod
+    def forward(ctx, x):
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return SumOverProcesses.apply(gradient)
+
+
+def average(gradient):
+    """The gradient's mean over all processes, so that all take the same decision and the same step."""
+    if gradient is None or process()[1] == 1:
+        return gradient
+    gradient = gradient.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(gradient)
+    return gradient / process()[1]
+
+
+def process():
+    """(number of this process, number of processes)"""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def make_optimizer(args, model, total_steps):
@@ -176,93 +242,107 @@ def make_optimizer(args, model, total_steps):
     return optimizer, transformers.get_linear_schedule_with_warmup(optimizer, total_steps // 10, total_steps)
 
 
+# ----------------------------------------------------------------------------------------------------------- one whole run
+
+def train_one(args, seed, splits, model, tokenizer, device, folder):
+    """One run: train, evaluate after every epoch, leave everything in `folder`.  Returns the result (a dict)."""
+    task, train = glue.TASKS[args.task], splits["train"]
+    bf16, is_writer = use_bf16(args.precision, device), process()[0] == 0
+    steps_per_epoch = math.ceil(len(train) / args.batch_size)
+    total_steps = min(args.epochs * steps_per_epoch, args.max_steps or math.inf)
+    optimizer, schedule = make_optimizer(args, model, total_steps)
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+    options = {k: v for k, v in vars(args).items() if k not in ("seeds", "output", "resume")}
+    config = {**options, "seed": seed, "exit_layers": model.exits, "num_labels": len(task.labels), "bf16": bf16,
+              "processes": process()[1], "device_name": device_name(device), "versions": versions}
+    logs = open_logs(folder) if is_writer else {}
+    step, seconds, log_bytes = load_checkpoint(folder, config, model, optimizer, schedule)
+    if is_writer:
+        start_logs(folder, config, logs, log_bytes, task.metrics)
+    dev = None
+
+    for epoch in range(step // steps_per_epoch + 1, math.ceil(total_steps / steps_per_epoch) + 1):
+        order = torch.Generator().manual_seed(1000 * seed + epoch)             # the epoch's order depends on nothing else
+        batches = glue.bucketed_batches(train.lengths, args.batch_size, order)
+        todo = batches[step - (epoch - 1) * steps_per_epoch:][:total_steps - step]      # all of them, unless resumed or cut
+        bar = tqdm(todo, desc=f"epoch {epoch}/{args.epochs}", disable=None if is_writer else True, leave=False)
+        model.train()
+        start = time.perf_counter()
+        for rows in bar:
+            # A step's dropout depends on seed, step and process alone, so going on after a kill needs no generator's state.
+            torch.manual_seed((seed * 1_000_003 + step) * 64 + process()[0])
+            h, logits = forward_shared(model, train, rows, device, bf16)       # (M, N, d), (M, N, K)
+            ce, cl = compute_losses(args, model, h, logits, train.labels[rows].to(device))           # (M,), (M,)
+            optimizer.zero_grad(set_to_none=True)
+            seen = fill_gradients(args, model, h, ce, cl)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            ce_loss, cl_loss, norm = torch.stack([ce.sum(), cl.sum(), norm]).tolist()
+            if not math.isfinite(ce_loss) or not math.isfinite(norm):
+                raise FloatingPointError(
+                    f"step {step + 1}: cross-entropy {ce_loss}, contrastive loss {cl_loss}, gradient norm {norm}; stopped: "
+                    "try a smaller --lr or --head-lr, or --precision fp32")
+            optimizer.step()
+            step += 1
+            conflict = ["", "", ""] if seen is None else [f"{seen.cosine:.6f}", f"{seen.angle:.3f}", f"{seen.kept:.4f}"]
+            if is_writer:
+                line = [step, epoch, f"{ce_loss:.6f}", f"{cl_loss:.6f}", *conflict, f"{schedule.get_last_lr()[0]:.4g}"]
+                write_rows(logs["steps.csv"], [line])
+                if args.conflict_groups:
+                    write_rows(logs["groups.csv"], group_cosines(model, seen, step))
+            schedule.step()
+            bar.set_postfix({"ce": f"{ce_loss:.3f}", "cl": f"{cl_loss:.3f}"} | (
+                {"cosine": conflict[0], "kept": conflict[2]} if seen else {}))
+            if args.save_steps and step % args.save_steps == 0 and rows is not todo[-1]:
+                save_checkpoint(folder, model, optimizer, schedule, logs, step, seconds + time.perf_counter() - start)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds += time.perf_counter() - start
+
+        dev = evaluate(args, model, splits, device)
+        if is_writer:
+            for name, (_, scores, geometry) in dev.items():
+                write_rows(logs["exits.csv"], [[epoch, name, layer, *(f"{value:.4f}" for value in (s | g).values())]
+                                               for layer, s, g in zip(model.exits, scores, geometry)])
+            save_checkpoint(folder, model, optimizer, schedule, logs, step, seconds)
+            print(f"epoch {epoch}/{args.epochs}  {epoch_line(folder, epoch, task.metrics[0])}", flush=True)
+    dev = dev or evaluate(args, model, splits, device)                         # killed between last epoch and finish
+    return finish(args, seed, splits, model, tokenizer, device, folder, dev, step, seconds) if is_writer else None
+
+
 def evaluate(args, model, splits, device):
     """{dev split: (logits (M, R, K), [exit 1's {metric: points}, ..], [exit 1's {geometry: number}, ..])}.
 
-    Without autocast: the stored logits are float32.  geometry: see acl.geometry, of the first GEOMETRY_ROWS rows.
+    Without autocast: the stored logits are float32.
     """
     out = {}
     for name in (n for n in splits if n.startswith("dev")):
         labels = splits[name].labels
-        h, logits = exits.all_exits(model, splits[name], device)                # (M, R, d), (M, R, K)
+        h, logits = exits.all_exits(model, splits[name], device)               # (M, R, d), (M, R, K)
         rows = [classifier.weight.detach().float().cpu() for classifier in model.classifiers]
         out[name] = (logits, [glue.score(args.task, z, labels) for z in logits],
                      [acl.geometry(x[:GEOMETRY_ROWS], labels[:GEOMETRY_ROWS], l) for x, l in zip(h, rows)])
     return out
 
 
-def train_one(args, seed, splits, model, tokenizer, device, folder):
-    """One run: train, evaluate after every epoch, leave everything in `folder`.  Returns the result (a dict)."""
-    task, train = glue.TASKS[args.task], splits["train"]
-    bf16 = use_bf16(args.precision, device)
-    steps_per_epoch = math.ceil(len(train) / args.batch_size)
-    total_steps = min(args.epochs * steps_per_epoch, args.max_steps or math.inf)
-    optimizer, schedule = make_optimizer(args, model, total_steps)
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
-    config = {**{k: v for k, v in vars(args).items() if k not in ("seeds", "output", "resume")}, "seed": seed, "exit_layers": model.exits,
-              "num_labels": len(task.labels), "bf16": bf16, "device_name": device_name(device), "versions": versions}
-    logs = {"steps.csv": ["step", "epoch", "ce_loss", "cl_loss", "cosine", "angle", "kept", "lr"],
-            "exits.csv": ["epoch", "split", "exit", *task.metrics, *GEOMETRY]}
-    folder.mkdir(parents=True, exist_ok=args.resume)
-    step, seconds = load_checkpoint(folder, config, model, optimizer, schedule, logs) if args.resume else (0, 0.0)
-    if step == 0:
-        write_json(folder / "config.json", config)
-        for name, header in logs.items():
-            (folder / name).write_text(",".join(header) + "\n")
-    files = {name: open(folder / name, "a", newline="") for name in logs}
-    steps_csv, exits_csv = (csv.writer(file, lineterminator="\n") for file in files.values())
-
-    for epoch in range(step // steps_per_epoch + 1, math.ceil(total_steps / steps_per_epoch) + 1):
-        order = torch.Generator().manual_seed(1000 * seed + epoch)             # the epoch's order depends on nothing else
-        batches = glue.bucketed_batches(train.lengths, args.batch_size, order)
-        todo = batches[step - (epoch - 1) * steps_per_epoch:][:total_steps - step]      # all of them, unless resumed or cut
-        bar = tqdm(todo, desc=f"epoch {epoch}/{args.epochs}", disable=None, leave=False)        # silent when piped
-        model.train()
-        start = time.perf_counter()
-        for rows in bar:
-            labels = train.labels[rows].to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                h, logits = model(**train.batch(rows, device))
-            ce, cl = compute_losses(args, model, h, logits, labels)
-            optimizer.zero_grad(set_to_none=True)
-            seen = fill_gradients(args, model, h, ce, cl)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            ce_loss, cl_loss, norm = torch.stack([ce.sum(), cl.sum(), norm]).tolist()
-            if not math.isfinite(ce_loss) or not math.isfinite(norm):
-                raise FloatingPointError(f"step {step + 1}: cross-entropy {ce_loss}, contrastive loss {cl_loss}, gradient norm {norm}; "
-                                         "stopped: try a smaller --lr or --head-lr, or --precision fp32")
-            optimizer.step()
-            step += 1
-            conflict = ["", "", ""] if seen is None else [f"{seen.cosine:.6f}", f"{seen.angle:.3f}", f"{seen.kept:.4f}"]
-            steps_csv.writerow([step, epoch, f"{ce_loss:.6f}", f"{cl_loss:.6f}", *conflict, f"{schedule.get_last_lr()[0]:.4g}"])
-            schedule.step()
-            bar.set_postfix(ce=f"{ce_loss:.3f}", cl=f"{cl_loss:.3f}", **({} if seen is None else {"cosine": conflict[0], "kept": conflict[2]}))
-            if args.save_steps and step % args.save_steps == 0 and rows is not todo[-1]:
-                save_checkpoint(folder, model, optimizer, schedule, files, step, seconds + time.perf_counter() - start)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds += time.perf_counter() - start
-
-        dev = evaluate(args, model, splits, device)
-        for name, (_, scores, geometry) in dev.items():
-            exits_csv.writerows([epoch, name, layer, *(f"{value:.4f}" for value in (s | g).values())]
-                                for layer, s, g in zip(model.exits, scores, geometry))
-        save_checkpoint(folder, model, optimizer, schedule, files, step, seconds)
-        print(f"epoch {epoch}/{args.epochs}  {epoch_line(folder, epoch, task.metrics[0])}", flush=True)
-    for file in files.values():
-        file.close()
-    dev = evaluate(args, model, splits, device) if "dev" not in locals() else dev       # resumed after the last epoch
-    return finish(args, seed, splits, model, tokenizer, device, folder, dev, step, seconds)
+def group_cosines(model, seen, step):
+    """Rows (step, group, cosine) of groups.csv: the step's conflict in the embeddings, each layer, the label embeddings."""
+    groups = {}
+    for (name, _), product in zip(model.named_parameters(), seen.products):
+        layer = re.search(r"\.layer\.(\d+)\.", name)
+        group = (f"layer {int(layer[1]) + 1}" if layer else "label embeddings" if name.startswith("classifiers") else
+                 "pooler" if ".pooler." in name else "embeddings")
+        groups.setdefault(group, []).append(product)
+    return [[step, group, f"{grad_surgery.cosine(products):.4f}"] for group, products in groups.items()]
 
 
 def finish(args, seed, splits, model, tokenizer, device, folder, dev, step, seconds):
     """Write dev_logits, model, predictions and, last of all, result.json, whose presence says "finished"."""
     metric = glue.TASKS[args.task].metrics[0]
     tensors = {f"{name}.logits": logits for name, (logits, _, _) in dev.items()}
-    tensors |= {f"{name}.labels": splits[name].labels for name in dev}
-    safetensors.torch.save_file(tensors, folder / "dev_logits.safetensors")
+    save_whole(safetensors.torch.save_file, tensors | {f"{name}.labels": splits[name].labels for name in dev},
+               folder / "dev_logits.safetensors")
     (folder / "model").mkdir(exist_ok=True)
-    safetensors.torch.save_file(model.state_dict(), folder / "model" / "model.safetensors")
+    save_whole(safetensors.torch.save_file, model.state_dict(), folder / "model" / "model.safetensors")
     model.encoder.config.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     if args.predict:
@@ -272,80 +352,115 @@ def finish(args, seed, splits, model, tokenizer, device, folder, dev, step, seco
             glue.write_predictions(folder / file, args.task, logits[-1].argmax(dim=-1))
     main_split, (_, scores, _) = next(iter(dev.items()))
     by_exit = [s[metric] for s in scores]
-    deepest = [row for row in read_csv(folder / "exits.csv") if row["split"] == main_split and row["exit"] == str(model.exits[-1])]
-    best = max(deepest, key=lambda row: float(row[metric]))
-    angles = [(float(row["angle"]), float(row["kept"])) for row in read_csv(folder / "steps.csv") if row["kept"]]
+    best = max((row for row in read_csv(folder / "exits.csv")
+                if row["split"] == main_split and row["exit"] == str(model.exits[-1])), key=lambda row: float(row[metric]))
+    seen = [row for row in read_csv(folder / "steps.csv") if row["kept"]]
+    batches = math.ceil(len(splits["train"]) / args.batch_size)
     result = {"task": args.task, "method": args.method, "seed": seed, "metric": metric, "score": by_exit[-1],
-              "dev": {name: scores[-1] for name, (_, scores, _) in dev.items()}, "exit_layers": model.exits, "exit_scores": by_exit,
-              "mean_exit_score": statistics.mean(by_exit),
+              "dev": {name: scores[-1] for name, (_, scores, _) in dev.items()}, "exit_layers": model.exits,
+              "exit_scores": by_exit, "mean_exit_score": statistics.mean(by_exit),
               "best_epoch_picked_on_dev": {"epoch": int(best["epoch"]), "score": float(best[metric])}, "steps": step,
-              "conflict_share": statistics.mean(not angle <= 90 for angle, _ in angles) if angles else None,
-              "kept": statistics.mean(kept for _, kept in angles) if angles else None, "seconds": round(seconds, 2),
-              "examples_per_second": round(step * len(splits["train"]) / math.ceil(len(splits["train"]) / args.batch_size) / seconds, 2),
+              "conflict_share": statistics.mean(not float(row["cosine"]) >= 0 for row in seen) if seen else None,
+              "non_finite": sum(not math.isfinite(float(row["cosine"])) for row in seen),
+              "kept": statistics.mean(float(row["kept"]) for row in seen) if seen else None, "seconds": round(seconds, 2),
+              "examples_per_second": round(step * len(splits["train"]) / batches / seconds, 2),
               "device": device_name(device)}
     write_json(folder / "result.json", result)
-    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
     return result
 
 
+# ----------------------------------------------------------------------------------------- files: logs, checkpoint, result
+
+def open_logs(folder):
+    """The run's CSVs, open for appending; locked, so that a second process on the same folder is refused."""
+    folder.mkdir(parents=True, exist_ok=True)
+    logs = {name: open(folder / name, "a", newline="") for name in ("steps.csv", "exits.csv", "groups.csv")}
+    try:
+        if fcntl:
+            fcntl.flock(logs["steps.csv"], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{folder}: another process is writing this run; wait for it or choose another --output") from None
+    return logs
+
+
+def start_logs(folder, config, logs, log_bytes, metrics):
+    """Cut the logs to what they held at the checkpoint; without one, write config.json and the logs' headers."""
+    headers = {"steps.csv": ["step", "epoch", "ce_loss", "cl_loss", "cosine", "angle", "kept", "lr"],
+               "exits.csv": ["epoch", "split", "exit", *metrics, *GEOMETRY], "groups.csv": ["step", "group", "cosine"]}
+    if not log_bytes:
+        write_json(folder / "config.json", config)
+    for name, file in logs.items():
+        file.truncate(log_bytes.get(name, 0))
+        if not log_bytes:
+            write_rows(file, [headers[name]])
+
+
+def write_rows(file, rows):
+    csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def read_csv(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def epoch_line(folder, epoch, metric):
-    """What an epoch came to, read back from the run's own logs."""
+    """What an epoch came to, read back from the run's own logs (after a resume its first steps are only there)."""
     steps = [row for row in read_csv(folder / "steps.csv") if row["epoch"] == str(epoch)]
     scores = [row for row in read_csv(folder / "exits.csv") if row["epoch"] == str(epoch)]
     by_exit = [float(row[metric]) for row in scores if row["split"] == scores[0]["split"]]
-    mean = {name: statistics.mean(float(row[name]) for row in steps) for name in ("ce_loss", "cl_loss")}
-    line = f"ce {mean['ce_loss']:.3f}  cl {mean['cl_loss']:.3f}"
+    line = "  ".join(f"{name[:2]} {statistics.mean(float(row[name]) for row in steps):.3f}" for name in ("ce_loss", "cl_loss"))
     line += f"  kept {100 * statistics.mean(float(row['kept']) for row in steps):.0f} %" if steps[0]["kept"] else ""
     line += f"  dev {metric} " + " ".join(f"{value:.1f}" for value in by_exit)
     return line + (f"  mean {statistics.mean(by_exit):.1f}" if len(by_exit) > 1 else "")
 
 
-def save_checkpoint(folder, model, optimizer, schedule, files, step, seconds):
-    """Everything the rest of the run depends on.  Written beside the last one, then renamed: one of both is always whole."""
-    for file in files.values():
+def save_checkpoint(folder, model, optimizer, schedule, logs, step, seconds):
+    """Everything the rest of the run depends on, in one file that replaces the last one whole."""
+    for file in logs.values():
         file.flush()
-    new, here, old = (folder / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
-    try:
-        safetensors.torch.save_file(model.state_dict(), new / "model.safetensors")
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        torch.save({"step": step, "seconds": seconds, "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
-                    "rng": torch.get_rng_state(), "rng_cuda": cuda, "log_bytes": {name: file.tell() for name, file in files.items()}},
-                   new / "state.pt")
-    except (RuntimeError, safetensors.SafetensorError) as error:               # what both libraries make of a full disk
-        raise OSError(f"cannot write {new}: {error}") from None
-    if here.exists():
-        here.rename(old)
-    new.rename(here)
-    shutil.rmtree(old, ignore_errors=True)
+    if logs:                                                                   # the writing process, alone
+        save_whole(torch.save, {"step": step, "seconds": seconds, "model": model.state_dict(),
+                                "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
+                                "log_bytes": {name: file.tell() for name, file in logs.items()}}, folder / "checkpoint.pt")
 
 
-def load_checkpoint(folder, config, model, optimizer, schedule, logs):
-    """Put everything back and cut the logs to the checkpoint's length.  Returns step and seconds, 0 and 0 if there is none."""
-    here = next((folder / name for name in ("checkpoint", "checkpoint.old") if (folder / name).is_dir()), None)
-    if here is None:
-        return 0, 0.0
+def load_checkpoint(folder, config, model, optimizer, schedule):
+    """Put everything back.  Returns step, seconds and the logs' lengths in bytes: 0, 0 and {} if there is no checkpoint."""
+    path = folder / "checkpoint.pt"
+    if not path.exists():
+        return 0, 0.0, {}
     try:
         theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        state = torch.load(here / "state.pt", weights_only=True)
-        weights = safetensors.torch.load_file(here / "model.safetensors")
+        state = torch.load(path, weights_only=True)                            # tensors and plain values, no code
         different = [k for k in config if theirs.get(k) != json.loads(json.dumps(config[k]))]
         if different:
-            raise InputError(f"{folder} was started with another {different[0]}: {theirs.get(different[0])}, now {config[different[0]]}")
-        model.load_state_dict(weights)
+            raise InputError(f"{folder} was started with another {different[0]}: {theirs.get(different[0])}, "
+                             f"now {config[different[0]]}; repeat its options or choose another --output")
+        model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
-        torch.set_rng_state(state["rng"])
-        if state["rng_cuda"]:
-            torch.cuda.set_rng_state_all(state["rng_cuda"])
-        for name in logs:
-            os.truncate(folder / name, state["log_bytes"][name])
-        return state["step"], state["seconds"]
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, AttributeError, pickle.UnpicklingError,
-            safetensors.SafetensorError) as error:
-        raise InputError(f"{here} is torn ({type(error).__name__}); remove {folder} and start again") from None
+        return state["step"], state["seconds"], state["log_bytes"]
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path} is torn ({type(error).__name__}); remove {folder} and start again") from None
 
+
+def save_whole(save, content, path):
+    """save(content, path), whole or not at all: written under another name, then renamed.  OSError where it cannot be."""
+    new = path.with_name(path.name + ".new")
+    try:
+        save(content, new)
+    except (RuntimeError, safetensors.SafetensorError) as error:               # what both libraries make of a full disk
+        raise OSError(f"cannot write {new}: {str(error).splitlines()[0]}") from None
+    new.replace(path)
+
+
+def write_json(path, content):
+    save_whole(lambda text, new: new.write_text(text, encoding="utf-8"), json.dumps(content, indent=1) + "\n", path)
+
+
+# ------------------------------------------------------------------------------------------------------------ the machine
 
 def use_bf16(precision, device):
     """--precision auto: bf16 autocast where the hardware computes in it; elsewhere it is emulated and many times slower."""
@@ -360,38 +475,37 @@ def device_name(device):
     return torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 
 
-def read_csv(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write_json(path, content):
-    """Whole or not at all: written beside it, then renamed."""
-    beside = path.with_suffix(".new")
-    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    beside.rename(path)
+def pick_device(wanted):
+    """--device, and under torchrun the process group and this process's own GPU.  Raises InputError."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: no GPU to be seen; use --device cpu")
+    device = torch.device("cuda" if wanted == "auto" and torch.cuda.is_available() else wanted.replace("auto", "cpu"))
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        torch.use_deterministic_algorithms(True)
+    return device
 
 
 def run(args):
     """Check everything, then train seed after seed; nothing is written before the first run starts."""
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: no GPU to be seen; use --device cpu")
-    device = torch.device("cuda" if args.device == "auto" and torch.cuda.is_available() else args.device.replace("auto", "cpu"))
-    if device.type == "cuda":
-        torch.use_deterministic_algorithms(True)
+    device = pick_device(args.device)
+    is_writer = process()[0] == 0
     folders = [Path(args.output) / f"{args.task}_{args.method}_{seed}" for seed in args.seeds]
-    for folder in folders:
-        if folder.exists() and not args.resume:
-            state = "holds a finished run" if (folder / "result.json").exists() else "holds an unfinished run"
+    for folder in folders if is_writer and not args.resume else []:
+        if folder.exists():
+            state = "holds a finished run" if (folder / "result.json").exists() else "exists"
             raise InputError(f"{folder} {state}; use --resume, remove it, or choose another --output")
     splits = glue.load_task(args.task, args.data, args.limit_train, args.holdout)
     results = []
     for seed, folder in zip(args.seeds, folders):
         if (folder / "result.json").exists():
-            print(f"{folder}: finished, skipped")
-            results.append(json.loads((folder / "result.json").read_text(encoding="utf-8")))
+            if is_writer:
+                print(f"{folder}: finished, skipped")
+                results.append(json.loads((folder / "result.json").read_text(encoding="utf-8")))
             continue
-        torch.manual_seed(seed)                                                # heads, dropout; the data's order has its own
+        torch.manual_seed(seed)                                                # what is new in the model starts from here
         if args.task == "demo":
             tokenizer = glue.demo_tokenizer()
             encoder = exits.demo_encoder(len(tokenizer))
@@ -406,14 +520,17 @@ def run(args):
         if splits["train"].tokens is None:
             for split in splits.values():
                 split.tokenize(tokenizer, min(args.max_length, room))
-        print(f"{folder}: {len(splits['train'])} rows, exits {model.exits}, {device_name(device)}, "
-              f"{'bf16' if use_bf16(args.precision, device) else 'fp32'}", flush=True)
+        if is_writer:
+            print(f"{folder}: {len(splits['train'])} rows, exits {model.exits}, {device_name(device)}, "
+                  f"{'bf16' if use_bf16(args.precision, device) else 'fp32'}", flush=True)
         result = train_one(args, seed, splits, model, tokenizer, device, folder)
-        results.append(result)
-        print(f"{folder}: {result['metric']} {result['score']:.2f}, {result['seconds']:.0f} s")
+        if is_writer:
+            results.append(result)
+            print(f"{folder}: {result['metric']} {result['score']:.2f}, {result['seconds']:.0f} s")
     scores = [r["score"] for r in results]
     if len(scores) > 1:
-        print(f"{args.task} {args.method}: {result['metric']} {statistics.mean(scores):.2f} sd {statistics.stdev(scores):.2f} ({len(scores)} seeds)")
+        print(f"{args.task} {args.method}: {results[0]['metric']} {statistics.mean(scores):.2f} "
+              f"sd {statistics.stdev(scores):.2f} ({len(scores)} seeds)")
 
 
 def main(argv=None):

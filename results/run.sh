@@ -28,7 +28,7 @@ job() {
   for file in config.json steps.csv exits.csv groups.csv tradeoff.csv result.json; do
     [ -f "runs/$folder/$name/$file" ] && cp "runs/$folder/$name/$file" "$kept/"
   done
-  [ -n "${KEEP:-}" ] || rm -f "runs/$folder/$name/model/model.safetensors"
+  [ -n "${KEEP:-}" ] || rm -f "runs/$folder/$name/model/model.safetensors" "runs/$folder/$name/checkpoint.pt"
 }
 export -f job; export RESULTS
 
