@@ -254,29 +254,32 @@ def all_exits(model, split, device, batch_size=64):
 # ----------------------------------------------------------------------------------------- trade-off from the stored logits
 
 def trade_off(logits, labels, layers, metric):
-    """Every rule at many settings, from stored logits alone: list of dicts (the columns of tradeoff.csv).
+    """Every rule at many settings, from stored logits alone: list of dicts, the columns of tradeoff.csv.
 
     logits (M, R, K), labels (R,), layers: the exits' layer numbers, metric: a name of glue.METRICS.  speedup is counted:
-    layers[-1] / mean exit layer.  pareto: no other setting of the same rule is at least as fast and scores more, or as good
-    and faster.  Thresholds are quantiles of what the exits say, so that they spread over all speeds; labels play no part.
+    layers[-1] / mean exit layer.  pareto: 1 where no other setting of the rule is better in score or speed-up and no worse
+    in the other.  Thresholds are quantiles of what the exits say, so that they spread over all speeds; no label is used.
     """
-    grid = torch.linspace(0, 1, 41, dtype=torch.float64)
-    thresholds = {"entropy": normalised_entropy(logits[:-1]), "confidence": logits[:-1].softmax(dim=-1).amax(dim=-1)}
-    thresholds = {name: sorted({min(max(t, 0.0), 1.0) for t in values.double().flatten().quantile(grid).tolist()})
-                  for name, values in thresholds.items()} if len(logits) > 1 else {"entropy": [0.0], "confidence": [1.0]}
-    settings = [("entropy", t, None) for t in thresholds["entropy"]] + [("confidence", t, None) for t in thresholds["confidence"]]
-    settings += [("patience", None, p) for p in range(1, max(2, len(logits) - 1))]
-    settings += [("pcee", t, p) for p in range(2, len(logits)) for t in thresholds["entropy"][::2]]
+    def quantiles(values):
+        grid = torch.linspace(0, 1, 41, dtype=torch.float64)
+        return sorted(set(values.double().flatten().quantile(grid).clamp(0, 1).tolist()))
+
+    shallow, M = logits[:-1] if len(logits) > 1 else logits, len(logits)
+    entropies, confidences = normalised_entropy(shallow), shallow.float().softmax(dim=-1).amax(dim=-1)
+    settings = [("entropy", t, None) for t in quantiles(entropies)] + [("confidence", t, None) for t in quantiles(confidences)]
+    settings += [("patience", None, p) for p in range(1, max(2, M - 1))]
+    settings += [("pcee", t, p) for p in range(2, M) for t in quantiles(entropies)[::2]]
     rows, depth = [], torch.tensor(layers)
     for name, threshold, times in settings:
         index = exit_indices(logits, make_rule(name, threshold, times))                     # (R,)
         predictions = logits.argmax(dim=-1).gather(0, index[None])[0]                       # (R,)
         exit_layer = depth[index].double().mean().item()
-        rows.append({"rule": name, "threshold": threshold, "patience": times, "score": glue.METRICS[metric](predictions, labels),
-                     "exit_layer": exit_layer, "speedup": layers[-1] / exit_layer})
+        rows.append({"rule": name, "threshold": threshold, "patience": times, "speedup": layers[-1] / exit_layer,
+                     "exit_layer": exit_layer, "score": glue.METRICS[metric](predictions, labels)})
     for row in rows:
-        rivals = [r for r in rows if r["rule"] == row["rule"] and r["score"] >= row["score"] and r["speedup"] >= row["speedup"]]
-        row["pareto"] = int(all(r["score"] == row["score"] and r["speedup"] == row["speedup"] for r in rivals))
+        row["pareto"] = int(not any(
+            r["rule"] == row["rule"] and r["score"] >= row["score"] and r["speedup"] >= row["speedup"]
+            and (r["score"], r["speedup"]) != (row["score"], row["speedup"]) for r in rows))
     return rows
 
 
@@ -288,7 +291,7 @@ def at_speedup(rows, rule, speedup):
 
 
 def load_run(folder):
-    """A finished run's config, result, and dev logits (M, R, K) and labels (R,) of its first dev split.  InputError if torn."""
+    """A finished run: its config, result, and dev logits (M, R, K) and labels (R,) of its first dev split.  InputError."""
     folder = Path(folder)
     if not (folder / "result.json").is_file():
         raise InputError(f"{folder} is no finished run: it has no result.json")
@@ -298,150 +301,170 @@ def load_run(folder):
         stored = safetensors.torch.load_file(folder / "dev_logits.safetensors")
         split = next(iter(result["dev"]))
         logits, labels = stored[f"{split}.logits"], stored[f"{split}.labels"]
-        fits = logits.shape == (len(config["exit_layers"]), len(labels), config["num_labels"]) and config["task"] in glue.TASKS
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
-        raise InputError(f"{folder} is torn ({type(error).__name__}: {str(error).splitlines()[0][:80]}); train it again") from None
-    if not fits:
-        raise InputError(f"{folder}: dev_logits.safetensors does not fit config.json; train it again")
+        scores = [glue.score(config["task"], z, labels)[result["metric"]] for z in logits]
+        if logits.shape != (len(config["exit_layers"]), len(labels), config["num_labels"]) or scores != result["exit_scores"]:
+            raise ValueError("dev_logits.safetensors is not what result.json was made from")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration, safetensors.SafetensorError) as error:
+        reason = (str(error).splitlines() or [""])[0][:80]
+        raise InputError(f"{folder} is torn ({type(error).__name__}: {reason}); train it again") from None
     return config, result, logits, labels
 
 
 def load_model(folder, config):
-    """The trained model of a run and its tokenizer.  Raises InputError."""
+    """The trained model of a run, in eval mode, and its tokenizer.  Raises InputError."""
+    model_folder = Path(folder) / "model"
     try:
-        encoder = AutoModel.from_config(AutoConfig.from_pretrained(Path(folder) / "model"))
+        encoder = AutoModel.from_config(AutoConfig.from_pretrained(model_folder))
         model = MultiExitBert(encoder, config["num_labels"], config["exit_layers"], config["pooling"])
-        model.load_state_dict(safetensors.torch.load_file(Path(folder) / "model" / "model.safetensors"))
-        return model.eval(), AutoTokenizer.from_pretrained(Path(folder) / "model")
+        model.load_state_dict(safetensors.torch.load_file(model_folder / "model.safetensors"))
+        return model.eval(), AutoTokenizer.from_pretrained(model_folder)
     except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
-        raise InputError(f"{folder}/model does not hold this run's model ({str(error).splitlines()[0][:80]})") from None
+        raise InputError(f"{model_folder} does not hold this run's model ({str(error).splitlines()[0][:80]})") from None
 
 
-def clock(model, split, rule, device, batch_size, rounds=5):
-    """Seconds of the full model and of early exit on the same length-sorted batches, and the counted speed-up.
+def clock(model, split, rule, batch_size, device, rounds=5):
+    """Seconds of the full model, seconds of early exit on the same length-sorted batches, and the counted speed-up.
 
-    Warm-up, then the median of `rounds`, both sides taking turns so that a slow moment hits both.  The device is waited for.
+    Warm-up, then the median of `rounds`; both take turns, so that a slow moment hits both.  The device is waited for.
     """
     batches = [split.batch(rows, device) for rows in glue.sorted_batches(split.lengths, batch_size)]
 
-    def seconds(rule):
+    def run(rule):
         start = time.perf_counter()
-        layers = torch.cat([early_exit(model, batch, rule)[1] for batch in batches])
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        layers = torch.cat([early_exit(model, batch, rule)[1] for batch in batches]).double().mean().item()    # waits
         return time.perf_counter() - start, layers
 
-    seconds(None), seconds(rule)
-    times = [(seconds(None)[0], seconds(rule)[0]) for _ in range(rounds)]
-    full, early = (statistics.median(column) for column in zip(*times))
-    return full, early, model.num_layers / seconds(rule)[1].double().mean().item()
+    run(None), run(rule)
+    rounds = [(run(None), run(rule)) for _ in range(rounds)]
+    full, early = (statistics.median(seconds for seconds, _ in side) for side in zip(*rounds))
+    return full, early, model.num_layers / rounds[0][1][1]
+
+
+# ------------------------------------------------------------------------------------------------------- the command line
+
+SPEEDS = (1.5, 2, 3)
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(prog="exits.py", description="Score against speed-up of finished runs, from their stored dev logits.")
+    p = argparse.ArgumentParser(prog="exits.py", description="Score against speed-up of finished runs, from their dev logits.")
     p.error = lambda message: p.exit(2, f"exits.py: {message}; see python exits.py --help\n")
     p.add_argument("runs", nargs="+", help="run folders; several give one table, methods as rows")
     p.add_argument("--rule", default="entropy", help="for --examples and --clock: entropy, confidence, patience, pcee (entropy)")
-    p.add_argument("--threshold", type=float, help="its threshold, 0 to 1 (default: the setting nearest above 2x)")
+    p.add_argument("--threshold", type=float, help="its threshold, 0 to 1 (default: the setting next above 2x)")
     p.add_argument("--patience", type=int, help="its patience, 1 or more exits")
     p.add_argument("--examples", action="store_true", help="write examples.tsv: each dev row's exit layer, prediction, text")
     p.add_argument("--clock", action="store_true", help="measure the speed-up at batch 1 and 32 beside the counted one")
     p.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="for --clock (cpu)")
     args = p.parse_args(argv)
     try:
-        runs = [(Path(folder), *load_run(folder)) for folder in args.runs]
-        if args.rule not in RULES or args.threshold is not None or args.patience is not None:
-            make_rule(args.rule, args.threshold, args.patience)                # complain before anything is written
-        if len({(r[1]["task"], tuple(r[1]["exit_layers"])) for r in runs}) > 1:
-            raise InputError("the runs differ in task or exits: one table cannot hold them")
-        tables = [trade_off(logits, labels, config["exit_layers"], result["metric"]) for _, config, result, logits, labels in runs]
-        _print_table(runs, tables)
-        if len(runs) == 1:
-            _print_front(tables[0])
-        for (folder, config, result, logits, labels), rows in zip(runs, tables):
-            with open(folder / "tradeoff.csv", "w", newline="") as file:
-                writer = csv.DictWriter(file, rows[0].keys())
-                writer.writeheader()
-                writer.writerows(rows)
-            if args.examples or args.clock:
-                _examples_and_clock(args, folder, config, result, logits, labels, rows)
+        report(args)
         return 0
     except InputError as error:
         print(f"exits.py: {error}", file=sys.stderr)
         return 2
 
 
-SPEEDS = (1.5, 2, 3)
+def report(args):
+    if args.rule not in RULES or args.threshold is not None or args.patience is not None:
+        make_rule(args.rule, args.threshold, args.patience)                    # complain before anything is written
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: no GPU to be seen; use --device cpu")
+    runs = [(Path(folder), *load_run(folder)) for folder in args.runs]
+    if len({(config["task"], *config["exit_layers"]) for _, config, _, _, _ in runs}) > 1:
+        raise InputError("the runs differ in task or exits: one table cannot hold them")
+    tables = [trade_off(logits, labels, config["exit_layers"], result["metric"]) for _, config, result, logits, labels in runs]
+    chosen = [choose(args, run, rows) for run, rows in zip(runs, tables)] if args.examples or args.clock else []
+
+    print_table(runs, tables)
+    if len(runs) == 1:
+        print_front(tables[0])
+    for (folder, *_), rows in zip(runs, tables):
+        with open(folder / "tradeoff.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    for run, (setting, split) in zip(runs, chosen):
+        print(f"\n{run[0]}: " + " ".join(f"{name} {value}" for name, value in setting.items() if value is not None))
+        if args.examples:
+            write_examples(run, make_rule(**setting), split)
+        if args.clock:
+            print_clock(run, make_rule(**setting), split, torch.device(args.device))
 
 
-def _print_table(runs, tables):
+def choose(args, run, rows):
+    """The rule's setting for --examples and --clock, and the dev split as text, checked to be the run's own."""
+    folder, config, result, _, labels = run
+    setting = {"name": args.rule, "threshold": args.threshold, "patience": args.patience}
+    if args.threshold is None and args.patience is None:
+        row = at_speedup(rows, args.rule, 2)
+        if row is None:
+            raise InputError(f"{folder}: {args.rule} never reaches 2x; give --threshold or --patience")
+        setting |= {"threshold": row["threshold"], "patience": row["patience"]}
+    split = glue.load_task(config["task"], config["data"], config["limit_train"], config["holdout"])[next(iter(result["dev"]))]
+    if split.labels.tolist() != labels.tolist():
+        raise InputError(f"{folder}: its dev labels are not those of {config['data']}; the data have changed")
+    return setting, split
+
+
+def print_table(runs, tables):
     """Methods as rows, mean±sd over their runs: the score of each exit, and of each rule at counted speed-ups."""
-    (_, config, result, _, labels) = runs[0]
-    methods = list(dict.fromkeys(run[1]["method"] for run in runs))
+    _, config, result, _, labels = runs[0]
     print(f"{config['task']}, {result['metric']} on {len(labels)} dev rows, mean±sd over runs")
-    print(f"{'method':24}{'runs':>5}" + "".join(f"{f'exit {layer}':>11}" for layer in config["exit_layers"]) + f"{'mean':>11}")
+    print(f"{'method':10}{'runs':>5}" + "".join(f"{f'exit {layer}':>11}" for layer in config["exit_layers"]) + f"{'mean':>11}")
+    methods = list(dict.fromkeys(run[1]["method"] for run in runs))
     for method in methods:
         results = [run[2] for run in runs if run[1]["method"] == method]
         columns = zip(*(r["exit_scores"] + [r["mean_exit_score"]] for r in results))
-        print(f"{method:24}{len(results):>5}" + "".join(f"{_cell(column):>11}" for column in columns))
-    print(f"\n{'method':12}{'rule':17}" + "".join(f"{f'at {speed}x':>11}" for speed in SPEEDS) + "   (counted)")
+        print(f"{method:10}{len(results):>5}" + "".join(f"{mean_sd(column):>11}" for column in columns))
+    print(f"\n{'method':10}{'rule':12}" + "".join(f"{f'at {speed}x':>11}" for speed in SPEEDS) + "   (counted)")
     for method in methods:
         mine = [rows for run, rows in zip(runs, tables) if run[1]["method"] == method]
         for rule in RULES:
             cells = [[row and row["score"] for row in (at_speedup(rows, rule, speed) for rows in mine)] for speed in SPEEDS]
-            print(f"{method:12}{rule:17}" + "".join(f"{_cell(scores):>11}" for scores in cells))
+            print(f"{method:10}{rule:12}" + "".join(f"{mean_sd(scores):>11}" for scores in cells))
 
 
-def _cell(scores):
-    """Mean±sd, or a dash where a run has no setting that fast."""
+def mean_sd(scores):
+    """mean±sd, or a dash where a run has no setting that fast."""
     if None in scores:
         return "-"
     return f"{statistics.mean(scores):.1f}" + (f"±{statistics.stdev(scores):.1f}" if len(scores) > 1 else "")
 
 
-def _print_front(rows):
+def print_front(rows):
     """The settings that no other setting of the same rule beats in both score and speed."""
-    print(f"\n{'Pareto front':12}{'threshold':>11}{'patience':>10}{'score':>8}{'exit layer':>12}{'speed-up (counted)':>20}")
-    for rule in RULES:
-        for row in sorted((r for r in rows if r["pareto"] and r["rule"] == rule), key=lambda r: r["speedup"]):
-            threshold = "" if row["threshold"] is None else f"{row['threshold']:.4f}"
-            print(f"{rule:12}{threshold:>11}{row['patience'] or '':>10}{row['score']:8.1f}{row['exit_layer']:12.2f}{row['speedup']:19.2f}x")
+    print(f"\n{'Pareto front':14}{'threshold':>10}{'patience':>10}{'score':>8}{'exit layer':>12}{'speed-up (counted)':>20}")
+    for row in sorted((r for r in rows if r["pareto"]), key=lambda r: (list(RULES).index(r["rule"]), r["speedup"])):
+        threshold = "" if row["threshold"] is None else f"{row['threshold']:.4f}"
+        print(f"{row['rule']:14}{threshold:>10}{row['patience'] or '':>10}{row['score']:8.1f}{row['exit_layer']:12.2f}"
+              f"{row['speedup']:19.2f}x")
 
 
-def _examples_and_clock(args, folder, config, result, logits, labels, rows):
-    setting = {"threshold": args.threshold, "patience": args.patience}
-    if args.threshold is None and args.patience is None:
-        setting = at_speedup(rows, args.rule, 2)
-        if setting is None:
-            raise InputError(f"{folder}: {args.rule} never reaches 2x; give --threshold or --patience")
-    rule = make_rule(args.rule, setting["threshold"], setting["patience"])
-    name = f"{args.rule} {setting['threshold'] if setting['threshold'] is not None else ''} {setting['patience'] or ''}".strip()
-    split = glue.load_task(config["task"], config["data"], config["limit_train"], config["holdout"])[next(iter(result["dev"]))]
-    if split.labels.tolist() != labels.tolist():
-        raise InputError(f"{folder}: its dev labels are not those of {config['data']}; the data have changed")
-    if args.examples:
-        index = exit_indices(logits, rule)
-        answer = logits[index, torch.arange(len(index))].softmax(dim=-1)                    # (R, K)
-        names = glue.TASKS[config["task"]].labels
-        with open(folder / "examples.tsv", "w", encoding="utf-8") as file:
-            file.write("\t".join(["exit_layer", "confidence", "prediction", "label", *glue.TASKS[config["task"]].hub]) + "\n")
-            for i, p in enumerate(answer):
-                file.write("\t".join([str(config["exit_layers"][index[i]]), f"{p.max():.4f}", names[p.argmax()], names[labels[i]],
-                                      *(column[i] for column in split.texts)]) + "\n")
-        print(f"{folder}/examples.tsv: {name}")
-    if args.clock:
-        if args.device == "cuda" and not torch.cuda.is_available():
-            raise InputError("--device cuda: no GPU to be seen; use --device cpu")
-        model, tokenizer = load_model(folder, config)
-        split.tokenize(tokenizer, config["max_length"])
-        device = torch.device(args.device)
-        where = torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-        print(f"\n{folder}, {name}, {where}, length-sorted batches, fp32\n{'batch':>6}{'counted':>9}{'clocked':>9}{'clocked/counted':>17}"
-              f"{'full, ms/row':>14}{'exits, ms/row':>15}")
-        for batch_size in (1, 32):
-            full, early, counted = clock(model.to(device), split, rule, device, batch_size)
-            print(f"{batch_size:>6}{counted:>8.2f}x{full / early:>8.2f}x{full / early / counted:>17.2f}{1000 * full / len(split):>14.2f}"
-                  f"{1000 * early / len(split):>15.2f}")
+def write_examples(run, rule, split):
+    """examples.tsv: where each sentence left, how sure the exit was, what it said, what is right."""
+    folder, config, _, logits, labels = run
+    task, index = glue.TASKS[config["task"]], exit_indices(logits, rule)                    # (R,)
+    answers = logits[index, torch.arange(len(index))].softmax(dim=-1)                       # (R, K)
+    with open(folder / "examples.tsv", "w", encoding="utf-8") as file:
+        print("exit_layer", "confidence", "prediction", "label", *task.hub, sep="\t", file=file)
+        for i, p in enumerate(answers):
+            print(config["exit_layers"][index[i]], f"{p.max():.4f}", task.labels[p.argmax()], task.labels[labels[i]],
+                  *(column[i] for column in split.texts), sep="\t", file=file)
+    print(f"wrote {folder / 'examples.tsv'}")
+
+
+def print_clock(run, rule, split, device):
+    folder, config, *_ = run
+    model, tokenizer = load_model(folder, config)
+    model.to(device)
+    split.tokenize(tokenizer, config["max_length"])
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    print(f"{where}, fp32, length-sorted batches, median of 5 rounds")
+    print(f"{'batch':>6}{'counted':>10}{'clocked':>10}{'clocked/counted':>17}{'full, ms/row':>14}{'exits, ms/row':>15}")
+    for batch_size in (1, 32):
+        full, early, counted = clock(model, split, rule, batch_size, device)
+        print(f"{batch_size:>6}{counted:9.2f}x{full / early:9.2f}x{full / early / counted:17.2f}"
+              f"{1000 * full / len(split):14.2f}{1000 * early / len(split):15.2f}")
 
 
 if __name__ == "__main__":

@@ -171,6 +171,9 @@ def load_task(task, data, limit_train=None, holdout=None):
     """
     splits = _load_splits(task, data)
     train = splits["train"].part(0, limit_train)
+    for number, label in enumerate(TASKS[task].labels):
+        if not (train.labels == number).any():
+            raise InputError(f"{task}: no row of train has the label {label}; it takes all classes to train")
     if holdout is None:
         return {**splits, "train": train}
     if holdout >= len(train):
@@ -237,13 +240,12 @@ def _read_tsv(task, path, name):
     """A file of GLUE's download.  Tabs separate, newlines end a row, quotes are plain characters."""
     spec = TASKS[task]
     try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")    # -sig: MRPC starts with a byte-order mark
+        text = path.read_bytes().decode("utf-8-sig")                 # -sig: MRPC starts with a byte-order mark
     except FileNotFoundError:
         raise InputError(f"{path} is missing; --data needs {spec.folder}/ with {name}.tsv in it") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
-    if lines[-1] == "":                                              # not every file ends with a newline
-        lines.pop()
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     # CoLA's train and dev have no header and four columns: source, label, the linguist's mark, sentence.
     first = 1
     if task == "cola" and name != "test":

@@ -13,6 +13,7 @@ then runs one backward: about 1.0 of a plain step, an approximation, and a decis
     python grad_surgery.py runs/rte_scl_1 runs/rte_scl_2     # the angles of finished runs, from their steps.csv
 """
 
+import argparse
 import csv
 import math
 import sys
@@ -90,8 +91,9 @@ def acl_grad_features(ce_loss, cl_losses, h, weight, rule="discard"):
 
         keep exit m's term  <=>  < d L_CE / d h^m , d L_CL^m / d h^m >  >=  0
 
-    ce_loss: scalar.  cl_losses: (M,), exit m's contrastive term, depending on h only through h[m].  h: (M, N, d) from the
-    same forward, not a leaf.  rule: observe, discard or weigh (project would need a gradient, not a factor).
+    ce_loss: scalar.  cl_losses: list of M scalars, exit m's contrastive term, reaching h only through h[m].  (A list: a NaN
+    among the entries of one tensor would reach the others, since backward multiplies it by 0.)  h: (M, N, d), of the same
+    forward.  rule: observe, discard or weigh (project would need a gradient, not a factor).
     Adds to `.grad`, as any backward does: clear it before.  Returns a Conflict whose products hold one triple per exit and
     whose cosine and kept are means over the exits (all of whose tests decide for themselves).
     Raises ValueError for an unknown rule.
@@ -99,7 +101,7 @@ def acl_grad_features(ce_loss, cl_losses, h, weight, rule="discard"):
     _check_rule(rule, [name for name in RULES if name != "project"])
     # Both walks end at h, just below the losses: a few matrix products of size N x K, next to nothing.
     g_ce, = torch.autograd.grad(ce_loss, h, retain_graph=True)                              # (M, N, d)
-    g_cl, = torch.autograd.grad(cl_losses.sum(), h, retain_graph=True)                      # (M, N, d)
+    g_cl, = torch.autograd.grad(sum(cl_losses), h, retain_graph=True)                      # (M, N, d)
     products = torch.stack([(g_ce * g_cl).sum((1, 2)), (g_ce * g_ce).sum((1, 2)), (g_cl * g_cl).sum((1, 2))], dim=1)  # (M, 3)
     exits = [_decide([triple], rule) for triple in products.double().tolist()]              # the only wait for the device
     factors = [along_cl for _, _, along_cl in exits]
@@ -158,3 +160,56 @@ def _degrees(cosine):
 def _check_rule(rule, known):
     if rule not in known:
         raise ValueError(f"rule must be one of {', '.join(known)}, not {rule!r}")
+
+
+# -------------------------------------------------------------------------------- the angles of finished runs: the pilot
+
+def main(argv=None):
+    p = argparse.ArgumentParser(prog="grad_surgery.py", description="Angles between CE's and the contrastive gradient in runs "
+                                "that measured them (--conflict observe, discard, project or weigh).")
+    p.error = lambda message: p.exit(2, f"grad_surgery.py: {message}; see python grad_surgery.py --help\n")
+    p.add_argument("runs", nargs="+", help="run folders")
+    try:
+        runs = [(folder, load_angles(folder)) for folder in p.parse_args(argv).runs]
+    except ValueError as error:
+        print(f"grad_surgery.py: {error}", file=sys.stderr)
+        return 2
+    for folder, by_epoch in runs:
+        print_angles(folder, by_epoch)
+    return 0
+
+
+def load_angles(folder):
+    """steps.csv of a run -> {epoch: list of angles in degrees, NaN where a gradient was not finite}.  Raises ValueError."""
+    by_epoch = {}
+    try:
+        with open(Path(folder) / "steps.csv", newline="") as file:
+            for row in csv.DictReader(file):
+                if row["angle"]:
+                    by_epoch.setdefault(int(row["epoch"]), []).append(float(row["angle"]))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder} is no run with a whole steps.csv ({type(error).__name__})") from None
+    if not by_epoch:
+        raise ValueError(f"{folder} measured no angles; train it with --conflict observe")
+    return by_epoch
+
+
+def print_angles(folder, by_epoch):
+    def conflicts(angles):
+        return f"{100 * sum(not angle <= 90 for angle in angles) / len(angles):.1f} %"
+
+    angles = [angle for epoch in by_epoch.values() for angle in epoch]
+    finite = torch.tensor([angle for angle in angles if math.isfinite(angle)])
+    print(f"\n{folder}: {len(angles)} steps, {len(angles) - len(finite)} not finite (they count as conflicts)")
+    print(f"over 90 degrees: {conflicts(angles)}   by epoch: " + "  ".join(conflicts(epoch) for epoch in by_epoch.values()))
+    if len(finite):
+        low, median, high = finite.quantile(torch.tensor([0.05, 0.5, 0.95])).tolist()
+        print(f"mean {finite.mean():.1f}   5th percentile {low:.1f}   median {median:.1f}   95th percentile {high:.1f} degrees")
+        counts = torch.histc(finite, bins=18, min=0, max=180).int().tolist()
+        for start, count in zip(range(0, 180, 10), counts):
+            if count:
+                print(f"{start:4} to {start + 10:3}  {count:6}  " + "#" * max(1, round(50 * count / max(counts))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -137,7 +137,7 @@ def parse_args(argv=None):
 # ------------------------------------------------------------------------------------------------------ one training step
 
 def compute_losses(args, model, h, logits, labels):
-    """h (M, N, d), logits (M, N, K), labels (N,) -> ce (M,) and cl (M,), each exit's loss times w_m / sum w.
+    """h (M, N, d), logits (M, N, K), labels (N,) -> ce and cl, lists of M scalars: each exit's loss times w_m / sum w.
 
         L = sum_m w_m (L_CE^m + lambda L_CL^m) / sum_m w_m,   w_m = m or 1             (second-hand; --exit-weights)
         SCL alone is a mixture, (1 - lambda) L_CE^m + lambda L_SCL^m                    (arXiv 2011.01403): fill_gradients
@@ -161,20 +161,19 @@ def compute_losses(args, model, h, logits, labels):
             cl.append(acl.kd_loss(logits[m], logits[-1], tau))
         else:                                                                  # ce, and the teacher under kd
             cl.append(torch.zeros((), device=h.device))
-    w = torch.tensor([float(m) if args.exit_weights == "depth" else 1.0 for m in model.exits], device=h.device)   # (M,)
-    w = w / w.sum()
-    return w * torch.stack(ce), w * torch.stack(cl)
+    w = [m if args.exit_weights == "depth" else 1 for m in model.exits]
+    return [[w_m / sum(w) * loss for w_m, loss in zip(w, losses)] for losses in (ce, cl)]
 
 
 def fill_gradients(args, model, h, ce, cl):
     """Leave the step's gradient in `.grad`; returns the Conflict that was seen, or None where none was looked for."""
     ce_share = 1 - args.weight if args.method == "scl" else 1.0
-    ce_loss = ce_share * ce.sum()
+    ce_loss = ce_share * sum(ce)
     if args.conflict != "none" and args.conflict_at == "parameters":
-        return grad_surgery.acl_grad(ce_loss, cl.sum(), model.parameters(), args.weight, args.conflict, average)
+        return grad_surgery.acl_grad(ce_loss, sum(cl), model.parameters(), args.weight, args.conflict, average)
     seen = None
     if args.conflict == "none":
-        (ce_loss + args.weight * cl.sum()).backward()
+        (ce_loss + args.weight * sum(cl)).backward()
     else:
         seen = grad_surgery.acl_grad_features(ce_loss, cl, h, args.weight, args.conflict)
     for p in model.parameters():
@@ -255,7 +254,7 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
     options = {k: v for k, v in vars(args).items() if k not in ("seeds", "output", "resume")}
     config = {**options, "seed": seed, "exit_layers": model.exits, "num_labels": len(task.labels), "bf16": bf16,
               "processes": process()[1], "device_name": device_name(device), "versions": versions}
-    logs = open_logs(folder) if is_writer else {}
+    logs = open_logs(folder, args.conflict_groups) if is_writer else {}
     step, seconds, log_bytes = load_checkpoint(folder, config, model, optimizer, schedule)
     if is_writer:
         start_logs(folder, config, logs, log_bytes, task.metrics)
@@ -272,11 +271,11 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
             # A step's dropout depends on seed, step and process alone, so going on after a kill needs no generator's state.
             torch.manual_seed((seed * 1_000_003 + step) * 64 + process()[0])
             h, logits = forward_shared(model, train, rows, device, bf16)       # (M, N, d), (M, N, K)
-            ce, cl = compute_losses(args, model, h, logits, train.labels[rows].to(device))           # (M,), (M,)
+            ce, cl = compute_losses(args, model, h, logits, train.labels[rows].to(device))
             optimizer.zero_grad(set_to_none=True)
             seen = fill_gradients(args, model, h, ce, cl)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            ce_loss, cl_loss, norm = torch.stack([ce.sum(), cl.sum(), norm]).tolist()
+            ce_loss, cl_loss, norm = torch.stack([sum(ce), sum(cl), norm]).tolist()
             if not math.isfinite(ce_loss) or not math.isfinite(norm):
                 raise FloatingPointError(
                     f"step {step + 1}: cross-entropy {ce_loss}, contrastive loss {cl_loss}, gradient norm {norm}; stopped: "
@@ -372,10 +371,11 @@ def finish(args, seed, splits, model, tokenizer, device, folder, dev, step, seco
 
 # ----------------------------------------------------------------------------------------- files: logs, checkpoint, result
 
-def open_logs(folder):
+def open_logs(folder, groups):
     """The run's CSVs, open for appending; locked, so that a second process on the same folder is refused."""
     folder.mkdir(parents=True, exist_ok=True)
-    logs = {name: open(folder / name, "a", newline="") for name in ("steps.csv", "exits.csv", "groups.csv")}
+    names = ["steps.csv", "exits.csv"] + ["groups.csv"] * groups
+    logs = {name: open(folder / name, "a", newline="") for name in names}
     try:
         if fcntl:
             fcntl.flock(logs["steps.csv"], fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,11 +1,11 @@
-"""Pictures of finished runs: small SVG or PNG files under results/figures/, the same bytes each time for the same runs.
+"""Pictures of finished runs, small files under results/figures/; the same runs give the same bytes.
 
-    python results/figures.py angles RUN ...           # pilot: angles between CE's and the contrastive gradient
-    python results/figures.py groups RUN               # the same cosine per layer and step (train.py --conflict-groups)
-    python results/figures.py tradeoff RUN ...         # score against counted speed-up (after exits.py RUN ..)
-    python results/figures.py space RUN ... --exit 6   # dev representations and label embeddings before and after training
+    python results/figures.py angles RUN ...            # the pilot: angles between CE's and the contrastive gradient
+    python results/figures.py groups RUN                # the same per layer and step (train.py --conflict-groups)
+    python results/figures.py tradeoff RUN ...          # score against counted speed-up (after python exits.py RUN ...)
+    python results/figures.py space RUN ... --exit 6    # dev representations and label embeddings, before and after
 
-RUN is a run's folder.  Runs that differ only by seed are pooled or averaged under one label.  --output picks file and format.
+RUN is a run's folder.  Runs that differ by seed alone share a label: their steps are pooled, their scores averaged.
 """
 
 import argparse
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import matplotlib
-matplotlib.use("Agg")
+matplotlib.use("Agg")                                                       # draws files, needs no screen
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
@@ -31,23 +31,16 @@ from glue import InputError
 from tables import read_tradeoff
 from train import METHODS, read_csv
 
-# Okabe and Ito's colours, told apart with any colour vision.
-COLOURS = {"ce": "#000000", "scl": "#E69F00", "acl-embed": "#56B4E9", "acl-grad": "#0072B2", "acl-cl": "#D55E00", "kd": "#009E73"}
-CLASSES = (("#0072B2", "o"), ("#D55E00", "^"), ("#009E73", "s"))        # colour and marker
-# Of these a label names what differs between the runs of one method.
-APART = ("task", "exits", "conflict", "conflict_at", "weight", "temperature", "exit_weights", "students_embed", "center")
-ROWS = 1000                                                             # dots in a picture of the space: QQP has 40,000
-# hashsalt: SVG's ids come from the content, not from chance.  fonttype: letters as outlines look alike everywhere.
-plt.rcParams |= {"svg.hashsalt": "acl", "svg.fonttype": "path", "font.size": 9, "axes.spines.top": False,
-                 "axes.spines.right": False, "legend.frameon": False, "figure.constrained_layout.use": True}
-
-
-def save(figure, path):
-    """Without date and version, so that redrawing changes nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    svg = path.suffix == ".svg"
-    figure.savefig(path, dpi=100, metadata={"Date": None, "Creator": None} if svg else {"Software": None})
-    print(path)
+# Okabe and Ito's colours, which can be told apart with any colour vision.
+COLOURS = {"ce": "#000000", "scl": "#E69F00", "acl-embed": "#56B4E9", "acl-grad": "#0072B2", "acl-cl": "#D55E00",
+           "kd": "#009E73", "spare": "#CC79A7"}
+CLASSES = (("#0072B2", "o"), ("#D55E00", "^"), ("#009E73", "s"))            # colour and marker
+# What a label names beside the method, if runs of one method differ in it.
+OPTIONS = ("task", "exits", "epochs", "lr", "weight", "temperature", "conflict", "conflict_at", "exit_weights",
+           "students_embed", "center", "limit_train", "holdout", "max_steps")
+# hashsalt: SVG's ids come from the content, not from chance.
+plt.rcParams |= {"svg.hashsalt": "acl", "font.size": 9, "axes.titlesize": 9, "figure.constrained_layout.use": True,
+                 "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
 
 
 def read_config(folder):
@@ -58,106 +51,131 @@ def read_config(folder):
 
 
 def by_label(folders):
-    """{label: folders of the runs that differ by seed alone}, methods in train.py's order."""
+    """{label: (colour, folders)}; methods in train.py's order, each with its colour unless it has several labels."""
     configs = {Path(folder): read_config(folder) for folder in folders}
-    groups = {}
+    labels = {}
     for folder, config in sorted(configs.items(), key=lambda item: list(METHODS).index(item[1]["method"])):
-        twins = [c for c in configs.values() if c["method"] == config["method"]]
-        apart = [f"{name} {config[name]}" for name in APART if len({c[name] for c in twins}) > 1]
-        groups.setdefault(", ".join([config["method"], *apart]), []).append(folder)
-    return groups
+        twins = [other for other in configs.values() if other["method"] == config["method"]]
+        own = [f"{name} {config[name]}" for name in OPTIONS if len({other[name] for other in twins}) > 1]
+        labels.setdefault(", ".join([config["method"], *own]), []).append(folder)
+    if len(labels) > len(COLOURS):
+        raise InputError(f"{len(labels)} kinds of run, only {len(COLOURS)} can be told apart: {'; '.join(labels)}")
+    own = COLOURS if set(labels) <= set(COLOURS) else dict(zip(labels, COLOURS.values()))
+    return {label: (own[label], labels[label]) for label in labels}
 
 
-def colours(labels):
-    """A method's own colour; where a method has several labels, one colour after the other."""
-    spare = list(COLOURS.values())
-    return {label: COLOURS.get(label) if set(labels) <= set(COLOURS) else spare[i % len(spare)] for i, label in enumerate(labels)}
+def legend(figure, axes, place):
+    """Above or below all panels, in as many columns as fit (16 letters an inch)."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = int(16 * figure.get_figwidth() / (max(map(len, labels)) + 7))
+    figure.legend(handles, labels, loc=f"outside {place} center", ncols=min(max(columns, 1), len(labels)))
 
 
 def angles(args):
-    """Left the angles of all steps, right the share of conflicts along training."""
+    """Left the angles of all steps; right the share of conflicts along training, in 15 bins."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
-    runs = {label: [row for folder in folders for row in read_csv(folder / "steps.csv") if row["angle"]]
-            for label, folders in by_label(args.runs).items()}
-    for label, colour in colours(runs).items():
-        if not runs[label]:
+    limits = [75, 105]
+    for label, (colour, folders) in by_label(args.runs).items():
+        rows = [row for folder in folders for row in read_csv(folder / "steps.csv") if row["angle"]]
+        if not rows:
             raise InputError(f"{label}: no angle was measured; train with --conflict observe")
-        # A gradient that is not finite has no angle (NaN), and is a conflict.
-        points = [(int(row["step"]), float(row["angle"])) for row in runs[label]]
+        # A gradient that is not finite has no angle (NaN) and is a conflict.
+        points = [(int(row["step"]), float(row["angle"])) for row in rows]
         finite = [angle for _, angle in points if math.isfinite(angle)]
-        share = 100 * statistics.mean(not angle <= 90 for _, angle in points)
-        style = {"bins": range(0, 181, 3), "weights": [100 / len(points)] * len(finite), "color": colour}
-        left.hist(finite, histtype="stepfilled", alpha=0.2, **style)
-        left.hist(finite, histtype="step", linewidth=1.3, label=f"{label}: {share:.0f} % of {len(points)} steps over 90°", **style)
-        width = math.ceil(max(step for step, _ in points) / args.bins)
-        bins = {}
+        limits += finite
+        for look in ({"histtype": "stepfilled", "alpha": 0.2}, {"histtype": "step"}):
+            left.hist(finite, range(0, 182, 2), weights=[100 / len(points)] * len(finite), color=colour, **look)
+        width, bins = math.ceil(max(points)[0] / 15), {}
         for step, angle in points:
             bins.setdefault((step - 1) // width, []).append(not angle <= 90)
-        right.plot([(i + 0.5) * width for i in sorted(bins)], [100 * statistics.mean(bins[i]) for i in sorted(bins)],
-                   marker="o", markersize=3, color=colour)
+        share = statistics.mean(not angle <= 90 for _, angle in points)
+        middles, shares = zip(*(((i + 0.5) * width, 100 * statistics.mean(bins[i])) for i in sorted(bins)))
+        label += f": {100 * share:.0f} % of {len(points)} steps over 90°"
+        right.plot(middles, shares, ".-", color=colour, label=label)
     left.axvline(90, color="grey", linestyle="--", linewidth=1)
-    low, high = left.dataLim.intervalx
-    left.set(xlabel="angle between the gradients, degrees", ylabel="% of steps", xticks=range(0, 181, 15))
-    left.set_xlim(min(low, 60), max(high, 120))
-    right.set(xlabel=f"step (bins of {width})", ylabel="% of steps over 90°", ylim=(0, None), xlim=(0, None))
-    figure.legend(loc="outside upper center", ncols=min(len(runs), 3))
+    left.set(xlabel="angle between both gradients, degrees", ylabel="% of steps")
+    left.set_xlim(min(limits) - 3, max(limits) + 3)
+    right.set(xlabel="step", ylabel="% of steps over 90°", xlim=(0, None), ylim=(0, None))
+    legend(figure, right, "upper")
     return figure
 
 
 def groups(args):
-    """Heat map of the cosine per group and step; beside each group its share of conflicts."""
-    folder = Path(args.runs[0])
-    read_config(folder)
-    if not (folder / "groups.csv").is_file():
-        raise InputError(f"{folder} has no groups.csv; train with --conflict-groups")
-    rows = read_csv(folder / "groups.csv")
+    """Heat map of the cosine per group and step, and each group's share of steps in conflict."""
+    path = Path(args.runs[0]) / "groups.csv"
+    rows = read_csv(path) if path.is_file() else []
+    if not rows:
+        raise InputError(f"{path} is missing or empty; train with --conflict-groups")
     names = list(dict.fromkeys(row["group"] for row in rows))
-    cosine = torch.tensor([float(row["cosine"] or "nan") for row in rows]).view(-1, len(names)).T      # (groups, steps)
-    width = math.ceil(cosine.shape[1] / args.columns)
-    binned = torch.stack([part.nanmean(dim=1) for part in cosine.split(width, dim=1)], dim=1)          # (groups, columns)
-    limit = max(binned[~binned.isnan()].abs().quantile(0.98).item(), 0.05)
-    figure, axes = plt.subplots(figsize=(9, 0.6 + 0.32 * len(names)))
-    axes.set_facecolor("lightgrey")                                                                    # blank: not shared
-    image = axes.imshow(binned, aspect="auto", origin="lower", cmap="RdBu", vmin=-limit, vmax=limit, interpolation="none",
-                        extent=(0.5, 0.5 + width * binned.shape[1], -0.5, len(names) - 0.5))
+    cosine = torch.tensor([float(row["cosine"] or "nan") for row in rows]).view(-1, len(names)).T    # (groups, steps)
+    width = math.ceil(cosine.shape[1] / 150)                                # a column is the mean of so many steps
+    columns = torch.stack([part.nanmean(dim=1) for part in cosine.split(width, dim=1)], dim=1)       # (groups, columns)
     share = [100 * (row[~row.isnan()] < 0).double().mean().item() for row in cosine]
-    axes.set_yticks(range(len(names)), [f"{name}  " + ("-" if math.isnan(s) else f"{s:3.0f} %") for name, s in zip(names, share)])
-    axes.set(xlabel="step" + (f" (mean of {width})" if width > 1 else ""))
-    axes.set_title("group and its share of steps below 0", loc="left", x=-0.1, fontsize=9)
+    limit = columns[~columns.isnan()].abs().quantile(0.98).item()           # a few outliers must not pale the rest
+    figure, axes = plt.subplots(figsize=(9, 0.9 + 0.3 * len(names)))
+    image = axes.imshow(columns, cmap="RdBu", vmin=-limit, vmax=limit, origin="lower", aspect="auto",
+                        interpolation="none", extent=(0.5, 0.5 + width * columns.shape[1], -0.5, len(names) - 0.5))
+    axes.set_facecolor("lightgrey")
+    axes.set_yticks(range(len(names)), [f"{name}  " + ("not shared" if math.isnan(below) else f"{below:.0f} %")
+                                        for name, below in zip(names, share)])
+    axes.set_title("cosine between both gradients; beside each group its share of steps below 0", loc="left")
+    axes.set_xlabel("step" if width == 1 else f"step (a column is the mean of {width})")
     figure.colorbar(image, label="cosine", extend="both", pad=0.02)
     return figure
 
 
 def tradeoff(args):
-    """Mean and ±1 sd over seeds of the score at a counted speed-up: a panel for each rule.
+    """Mean and ±1 sd over seeds of the score at counted speed-ups, a panel for each rule.
 
-    A run enters at each speed-up with the slowest setting at least that fast, chosen by speed alone; a Pareto front would be
-    picked on dev.  A line ends where some run has no setting that fast.
+    At each speed-up a run enters with its slowest setting at least that fast, chosen by speed alone: a Pareto front
+    would be picked on dev.  A line ends where some run has no setting that fast.
     """
-    rules = [args.rule] if args.rule else list(exits.RULES)
-    groups, speeds = by_label(args.runs), [1 + i / 20 for i in range(61)]
-    across = min(len(rules), 2)
-    down = math.ceil(len(rules) / across)
-    figure, panels = plt.subplots(down, across, figsize=(4.5 * across, 0.5 + 2.7 * down), sharex=True, sharey=True, squeeze=False)
-    tables = {label: [read_tradeoff(folder / "tradeoff.csv") for folder in folders] for label, folders in groups.items()}
-    for axes, rule in zip(panels.flat, rules):
-        for label, colour in colours(groups).items():
-            found = [[exits.at_speedup(rows, rule, speed) for rows in tables[label]] for speed in speeds]
-            scores = [[row["score"] for row in some] if None not in some else [math.nan] for some in found]
-            mean = torch.tensor([statistics.mean(some) for some in scores])
-            sd = torch.tensor([statistics.stdev(some) if len(some) > 1 else 0.0 for some in scores])
-            axes.plot(speeds, mean, color=colour, linewidth=1.3, label=f"{label} ({len(tables[label])})")
+    rules, speeds = [args.rule] if args.rule else list(exits.RULES), [1 + i / 20 for i in range(61)]
+    down, across = math.ceil(len(rules) / 2), min(len(rules), 2)
+    figure, panels = plt.subplots(down, across, figsize=(3 + 3 * across, 1 + 2.5 * down), sharex=True, sharey=True,
+                                  squeeze=False)
+    for label, (colour, folders) in by_label(args.runs).items():
+        tables = [read_tradeoff(folder / "tradeoff.csv") for folder in folders]
+        for rule, axes in zip(rules, panels.flat):
+            found = [[exits.at_speedup(rows, rule, speed) for rows in tables] for speed in speeds]
+            scores = [[math.nan if None in some else row["score"] for row in some] for some in found]
+            scores = torch.tensor(scores, dtype=torch.float64)                                       # (speeds, seeds)
+            mean, sd = scores.mean(dim=1), scores.std(dim=1, correction=min(1, len(tables) - 1))
+            axes.plot(speeds, mean, color=colour, label=f"{label} ({len(tables)})")
             axes.fill_between(speeds, mean - sd, mean + sd, color=colour, alpha=0.12, linewidth=0)
-        axes.set_title(rule, fontsize=9)
-    metric = glue.TASKS[read_config(args.runs[0])["task"]].metrics[0]
+            axes.set_title(rule)
     figure.supxlabel("counted speed-up", fontsize=9)
-    figure.supylabel(f"dev {metric}, mean and ±1 sd over seeds", fontsize=9)
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=min(len(groups), 6))
+    figure.supylabel(f"dev {glue.TASKS[read_config(args.runs[0])['task']].metrics[0]}, mean ± sd (seeds)", fontsize=9)
+    legend(figure, panels[0, 0], "upper")
+    return figure
+
+
+def space(args):
+    """Dev representations of one exit with the label embeddings among them, before and after training.
+
+    Each panel is a PCA of its own, so that distances compare within a panel, not between two.
+    """
+    before, after = {}, []
+    for folder in args.runs:
+        config, result, _, _ = exits.load_run(folder)
+        if args.exit not in config["exit_layers"]:
+            raise InputError(f"{folder} has no exit {args.exit}, only {config['exit_layers']}")
+        splits = glue.load_task(config["task"], config["data"], config["limit_train"], config["holdout"])
+        dev = splits[next(iter(result["dev"]))].part(0, 1000)               # QQP's 40,000 dots would be a blot
+        start = str([config[name] for name in ("task", "model", "pooling", "exit_layers", "seed")])
+        if start not in before:                                             # runs of one seed start from one model
+            before[start] = (f"before training, seed {config['seed']}", config, dev, *untrained(config))
+        after.append((f"{config['method']}, seed {config['seed']}", config, dev, *exits.load_model(folder, config)))
+    panels = [*before.values(), *after]
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(2.7 * len(panels), 3.4), squeeze=False)
+    for axes, panel in zip(all_axes.flat, panels):
+        draw_space(axes, args.exit, *panel)
+    legend(figure, axes, "lower")
     return figure
 
 
 def untrained(config):
-    """The model and tokenizer as train.run has them before step 1: the seed decides the heads."""
+    """The model and tokenizer as train.run has them before step 1: the seed decides what is new in the model."""
     torch.manual_seed(config["seed"])
     if config["task"] == "demo":
         tokenizer = glue.demo_tokenizer()
@@ -167,74 +185,59 @@ def untrained(config):
     return exits.MultiExitBert(encoder, config["num_labels"], config["exit_layers"], config["pooling"]), tokenizer
 
 
-def plane(h, rows):
-    """PCA of the samples h (R, d) and label embeddings rows (K, d) together, all at length 1.
-
-    Returns (R, 2), (K, 2) and the share of the variance the plane holds.  Axes are turned so that the last class's samples
-    lie right of the first's: PCA's signs are arbitrary, and panels could not be compared."""
-    items = F.normalize(torch.cat([h, rows]).double(), dim=-1)                                         # (R + K, d)
-    items = items - items.mean(dim=0)
-    _, scale, axes = torch.linalg.svd(items, full_matrices=False)
-    flat = items @ axes[:2].T                                                                          # (R + K, 2)
-    flat = flat * torch.where(flat[-1] < flat[len(h)], -1.0, 1.0)
-    return flat[:len(h)], flat[len(h):], (scale[:2].square().sum() / scale.square().sum()).item()
-
-
-def space(args):
-    """Dev representations of one exit with the label embeddings among them, untrained and after each run; a PCA for each."""
-    panels, seen = [], set()
-    for folder in args.runs:
-        config, result, _, _ = exits.load_run(folder)
-        if args.exit not in config["exit_layers"]:
-            raise InputError(f"{folder} has no exit {args.exit}, only {config['exit_layers']}")
-        split = glue.load_task(config["task"], config["data"], config["limit_train"], config["holdout"])[next(iter(result["dev"]))]
-        start = tuple(str(config[name]) for name in ("task", "model", "pooling", "exit_layers", "seed"))
-        if start not in seen:                                          # runs of one seed start from the same model
-            seen.add(start)
-            panels.append((f"before training, seed {config['seed']}", config, split.part(0, ROWS), *untrained(config)))
-        panels.append((f"{config['method']}, seed {config['seed']}", config, split.part(0, ROWS), *exits.load_model(folder, config)))
-    panels.sort(key=lambda panel: not panel[0].startswith("before"))
-    figure, all_axes = plt.subplots(1, len(panels), figsize=(2.7 * len(panels), 3.4), squeeze=False)
-    for axes, panel in zip(all_axes.flat, panels):
-        draw_space(axes, args.exit, *panel)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6)
-    return figure
-
-
-def draw_space(axes, exit_layer, title, config, split, model, tokenizer):
-    split.tokenize(tokenizer, config["max_length"])
-    index = config["exit_layers"].index(exit_layer)
-    h, rows = exits.all_exits(model, split, torch.device("cpu"))[0][index], model.classifiers[index].weight.detach()
+def draw_space(axes, layer, title, config, dev, model, tokenizer):
+    dev.tokenize(tokenizer, config["max_length"])
+    index = config["exit_layers"].index(layer)
+    h = exits.all_exits(model, dev, torch.device("cpu"))[0][index]                                   # (R, d)
+    rows = model.classifiers[index].weight.detach()                                                  # (K, d)
     dots, stars, share = plane(h, rows)
-    names = glue.TASKS[config["task"]].labels
-    for k, (name, (colour, marker)) in enumerate(zip(names, CLASSES)):
-        axes.scatter(*dots[split.labels == k].T, s=6, marker=marker, color=colour, alpha=0.4, linewidths=0, label=name)
-    for k, (name, (colour, _)) in enumerate(zip(names, CLASSES)):
-        axes.scatter(*stars[k], s=220, marker="*", color=colour, edgecolors="black", label=f"label embedding of {name}", zorder=3)
-    cosine = acl.geometry(h, split.labels, rows)["label_cosine"]
-    axes.set_title(f"{title}\nlabel cosine {cosine:.2f}, plane {100 * share:.0f} %", fontsize=9)
+    for k, (colour, marker) in enumerate(CLASSES[:len(rows)]):
+        axes.scatter(*dots[dev.labels == k].T, s=7, color=colour, marker=marker, alpha=0.4, linewidths=0)
+    for k, (colour, _) in enumerate(CLASSES[:len(rows)]):
+        name = f"{glue.TASKS[config['task']].labels[k]} (star: its label embedding)"
+        axes.scatter(*stars[k], s=220, color=colour, marker="*", edgecolors="black", label=name)
+    cosine = acl.geometry(h, dev.labels, rows)["label_cosine"]
+    axes.set_title(f"{title}\nlabel cosine {cosine:.2f}, plane holds {100 * share:.0f} %")
     axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
     axes.spines[["top", "right"]].set_visible(True)
 
 
+def plane(h, rows):
+    """PCA in the plane of samples h (R, d) and label embeddings rows (K, d) together, each at length 1.
+
+    Returns both in the plane, (R, 2) and (K, 2), and the share of the variance it holds.  PCA leaves an axis's sign
+    open: here the last label embedding lies right of and above the first, so that panels look alike.
+    """
+    items = F.normalize(torch.cat([h, rows]).double(), dim=-1)                                       # (R + K, d)
+    items = items - items.mean(dim=0)
+    _, scale, axes = torch.linalg.svd(items, full_matrices=False)
+    flat = items @ axes[:2].T                                                                        # (R + K, 2)
+    flat = flat * torch.where(flat[-1] < flat[len(h)], -1.0, 1.0)
+    return flat[:len(h)], flat[len(h):], (scale[:2].square().sum() / scale.square().sum()).item()
+
+
 def main(argv=None):
     p = argparse.ArgumentParser(prog="figures.py", description="Pictures of finished runs.")
-    p.error = lambda message: p.exit(2, f"figures.py: {message}; see python results/figures.py --help\n")
     commands = p.add_subparsers(dest="command", required=True)
-    for draw, suffix in ((angles, "svg"), (groups, "svg"), (tradeoff, "svg"), (space, "png")):
-        c = commands.add_parser(draw.__name__, help=draw.__doc__.splitlines()[0])
-        c.add_argument("runs", nargs=1 if draw is groups else "+", metavar="RUN", help="run folder")
-        c.add_argument("--output", type=Path, help=f"file, .svg or .png (results/figures/{draw.__name__}_<task>.{suffix})")
-        c.set_defaults(draw=draw, suffix=suffix)
-    commands.choices["angles"].add_argument("--bins", type=int, default=15, help="bins along training (15)")
-    commands.choices["groups"].add_argument("--columns", type=int, default=120, help="columns at most; more steps are averaged (120)")
+    for draw in (angles, groups, tradeoff, space):
+        command = commands.add_parser(draw.__name__, help=draw.__doc__.splitlines()[0])
+        command.add_argument("runs", nargs=1 if draw is groups else "+", metavar="RUN", help="a run's folder")
+        command.add_argument("--output", type=Path, help=f".png or .svg (results/figures/{draw.__name__}_TASK.png)")
+        command.set_defaults(draw=draw)
     commands.choices["tradeoff"].add_argument("--rule", choices=exits.RULES, help="only this one (all)")
     commands.choices["space"].add_argument("--exit", type=int, required=True, help="layer number of the exit")
+    for parser in (p, *commands.choices.values()):
+        parser.error = lambda message: p.exit(2, f"figures.py: {message}; see python results/figures.py --help\n")
     args = p.parse_args(argv)
     try:
+        name = f"{args.command}_{read_config(args.runs[0])['task']}.png"       # smaller than SVG here
+        path = args.output or ROOT / "results" / "figures" / name
         figure = args.draw(args)
-        name = f"{args.command}_{read_config(args.runs[0])['task']}.{args.suffix}"
-        save(figure, args.output or ROOT / "results" / "figures" / name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Neither date nor version in the file, so that redrawing changes nothing.
+        metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
+        figure.savefig(path, dpi=110, metadata=metadata)
+        print(path)
         return 0
     except (InputError, OSError) as error:
         print(f"figures.py: {error}", file=sys.stderr)

@@ -4,8 +4,8 @@
     python results/tables.py --block multi        # one of them
     python results/tables.py --write README.md    # put them between the lines <!-- results --> and <!-- /results -->
 
-A run is results/runs/<block>/<task>_<method>_<seed>/, or <block>/<setting>/.. under tune and ablate; what is not there is not
-in the tables.  Every score is the last epoch's on dev (tune: on the held-out slice of train), in points.
+A run lies in results/runs/<block>/<task>_<method>_<seed>/, under tune and ablate in <block>/<setting>/..; what is not
+there is left out.  Scores are in points, the last epoch's on dev (tune: on the held-out end of train).
 """
 
 import argparse
@@ -19,234 +19,210 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import exits
-from glue import TASKS, InputError
+from glue import TASKS
 from train import METHODS, read_csv
 
 BEGIN, END = "<!-- results -->\n", "<!-- /results -->\n"
-# 97.5 % quantiles of Student's t for 1, 2, .. 9 degrees of freedom: the half width of a 95 % interval in standard errors.
+# 97.5 % quantiles of Student's t for 1, 2, .. 9 degrees of freedom: half a 95 % interval in standard errors.
 T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
-# -------------------------------------------------------------------------------------------------------------------- runs
-
 def read_runs(root):
-    """{block: [run, ..]}; a run is its result.json with `config`, `setting` (under tune, ablate) and `folder` added."""
+    """{block: [run, ..]}; a run is its result.json with config, setting (tune, ablate), shallow and tradeoff added."""
     blocks = {}
     for path in sorted(Path(root).rglob("result.json")):
         block, *setting = path.parent.parent.relative_to(root).parts
         run = json.loads(path.read_text(encoding="utf-8"))
-        run |= {"config": json.loads((path.parent / "config.json").read_text(encoding="utf-8")),
-                "setting": "/".join(setting), "folder": path.parent,
-                "shallow": statistics.mean(run["exit_scores"][:max(1, len(run["exit_scores"]) // 2)])}
+        run["config"] = json.loads(path.with_name("config.json").read_text(encoding="utf-8"))
+        run["setting"] = "/".join(setting)
+        run["shallow"] = statistics.mean(run["exit_scores"][:max(1, len(run["exit_scores"]) // 2)])
+        tradeoff = path.with_name("tradeoff.csv")                       # not there for a single exit
+        run["tradeoff"] = read_tradeoff(tradeoff) if tradeoff.is_file() else []
         blocks.setdefault(block, []).append(run)
     return blocks
 
 
 def read_tradeoff(path):
-    """The rows of a tradeoff.csv with the numbers that exits.at_speedup looks at parsed."""
+    """The rows of a tradeoff.csv, its numbers parsed as far as exits.at_speedup needs them."""
     return [row | {"score": float(row["score"]), "speedup": float(row["speedup"])} for row in read_csv(path)]
 
 
 def select(runs, **wanted):
-    """The runs whose entries are the wanted ones, by seed."""
-    chosen = [run for run in runs if all(run[name] == value for name, value in wanted.items())]
-    return sorted(chosen, key=lambda run: run["seed"])
+    """The runs with these entries, by seed."""
+    return sorted((run for run in runs if all(run[k] == v for k, v in wanted.items())), key=lambda run: run["seed"])
 
 
 def present(runs, name, order):
-    """The values of `name` that occur, in the order the modules list them."""
-    return [value for value in order if any(run[name] == value for run in runs)]
+    """The values of `name` that occur, in the order of the modules."""
+    return [value for value in order if select(runs, **{name: value})]
 
 
-# ------------------------------------------------------------------------------------------------------------------- cells
+# ---------------------------------------------------------------------------------------------------------------- cells
 
 def mean_sd(values):
-    """'71.3±0.8'; one value has no ±, none or an undefined one (None) gives an empty cell."""
+    """'71.3±0.8'; one value has no ±, none or an undefined one (None) leaves the cell empty."""
     if not values or None in values:
         return ""
     return f"{statistics.mean(values):.1f}" + (f"±{statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
-def difference(runs, baseline, value):
-    """'+0.42 [-0.10, 0.94]': mean paired difference over the common seeds and its 95 % t-interval."""
-    theirs = {run["seed"]: value(run) for run in baseline}
-    paired = [value(run) - theirs[run["seed"]] for run in runs if run["seed"] in theirs]
-    if not paired:
+def difference(runs, baseline, name):
+    """'+0.42 [-0.10, 0.94]': mean paired difference over the common seeds, and its 95 % t-interval."""
+    theirs = {run["seed"]: run[name] for run in baseline}
+    paired = [run[name] - theirs[run["seed"]] for run in runs if run["seed"] in theirs]
+    if not paired or runs == baseline:
         return ""
-    cell, n = f"{statistics.mean(paired):+.2f}", len(paired)
+    mean, n = statistics.mean(paired), len(paired)
+    cell = f"{mean:+.2f}"
     if n > 1:
-        half = T[min(n - 2, len(T) - 1)] * statistics.stdev(paired) / math.sqrt(n)    # beyond 10 seeds: a little too wide
-        cell += f" [{statistics.mean(paired) - half:.2f}, {statistics.mean(paired) + half:.2f}]"
+        half = T[min(n - 2, len(T) - 1)] * statistics.stdev(paired) / math.sqrt(n)      # n > 10: a bit too wide
+        cell += f" [{mean - half:.2f}, {mean + half:.2f}]"
     return cell + (f" ({n} common)" if n < len(runs) else "")
 
 
 def percent(runs, name):
-    """Mean share over the runs that measured it: '18 %'."""
+    """'18 %': mean share over the runs that measured it."""
     shares = [run[name] for run in runs if run[name] is not None]
     return f"{100 * statistics.mean(shares):.0f} %" if shares else ""
 
 
-def table(header, rows):
-    """Markdown lines and an empty one.  Rows without any number behind their first cell are left out."""
-    rows = [row for row in rows if any(row[1:])]
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return ["| " + " | ".join(str(cell) for cell in line) + " |" for line in lines] + [""] if rows else []
-
-
-def options(runs):
-    """One line: the options the runs were trained with, and what is the method's own."""
-    def values(name, some=runs):
-        return " or ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in dict.fromkeys(r["config"][name] for r in some))
-    words = [f"{name} {values(name)}" for name in ("epochs", "lr", "head_lr", "batch_size", "exit_weights", "limit_train")]
-    for method in present(runs, "method", METHODS):
-        some = select(runs, method=method)
-        if method != "ce":
-            words.append(f"{method}: weight {values('weight', some)}, temperature {values('temperature', some)}, "
-                         f"conflict {values('conflict', some)}")
-    return ["Options: " + "; ".join(words) + ".", ""]
-
-
-# ------------------------------------------------------------------------------------------------------------------ tables
-
-def vanilla(runs):
-    """One exit: score, difference to ce, conflicts; methods as rows, tasks as columns."""
-    tasks, methods = present(runs, "task", TASKS), present(runs, "method", METHODS)
-    header = ["method"] + [f"{task}, {TASKS[task].metrics[0]}" for task in tasks]
-
-    def score(some):
-        return f"{mean_sd([run['score'] for run in some])} ({len(some)})" if some else ""
-
-    def rows(cell):
-        return [[method] + [cell(select(runs, task=task, method=method), task) for task in tasks] for method in methods]
-
-    def to_ce(some, task):
-        return difference(some, select(runs, task=task, method="ce"), lambda run: run["score"])
-
-    lines = ["### Vanilla: one exit", "", "Mean±sd (seeds).", ""] + table(header, rows(lambda some, task: score(some)))
-    against = table(header, [row for row in rows(to_ce) if row[0] != "ce"])
-    lines += ["Paired difference to ce over the common seeds, 95 % t-interval.", "", *against] if against else []
-    return lines + conflicts(runs, tasks, methods) + options(runs)
-
-
-def conflicts(runs, tasks, methods):
-    """Share of steps in conflict and share of the contrastive gradient's length that was kept, where they were measured."""
-    rows = [[method] + [percent(select(runs, task=task, method=method), name) for task in tasks
-                        for name in ("conflict_share", "kept")] for method in methods]
-    lines = table(["method"] + [f"{task} {what}" for task in tasks for what in ("conflicts", "kept")], rows)
-    return ["Steps in conflict (angle over 90 degrees), and mean share of the contrastive gradient kept.", "", *lines] if lines else []
-
-
-def multi(runs):
-    """An exit at every layer: a table of exits and a table of speeds for each task."""
-    lines = ["### Multi-exit: one model, an exit at every layer", ""]
-    tasks, methods = present(runs, "task", TASKS), present(runs, "method", METHODS)
-    for task in tasks:
-        some = select(runs, task=task)
-        lines += [f"#### {task}, {some[0]['metric']}", "",
-                  "Each exit alone, mean±sd; shallow: mean over the lower half of the exits; Δ: paired difference to ce, "
-                  "95 % t-interval.", "", *exit_table(some, methods)]
-        speeds = speed_table(some, methods)
-        lines += ["Early exit: score at a counted speed-up, the slowest setting at least that fast (its own speed where that is "
-                  "over 5 % more); kept: share of the full model's score at 2x.", "", *speeds] if speeds else []
-        lines += options(some)
-    return lines + conflicts(runs, tasks, methods)
-
-
-def exit_table(runs, methods):
-    header = ["method", "seeds"] + [f"exit {layer}" for layer in runs[0]["exit_layers"]] + ["mean", "shallow", "Δ mean", "Δ shallow"]
-    baseline, rows = select(runs, method="ce"), []
-    for some in (select(runs, method=method) for method in methods):
-        if not some:
-            continue
-        scores = [list(column) for column in zip(*(run["exit_scores"] for run in some))]
-        means = [[run[name] for run in some] for name in ("mean_exit_score", "shallow")]
-        against = ["", ""] if some[0]["method"] == "ce" else [
-            difference(some, baseline, lambda run: run["mean_exit_score"]), difference(some, baseline, lambda run: run["shallow"])]
-        rows.append([some[0]["method"], len(some), *map(mean_sd, scores + means), *against])
-    return table(header, rows)
-
-
-def speed_table(runs, methods):
-    rows, tables = [], {run["folder"]: read_tradeoff(run["folder"] / "tradeoff.csv") for run in runs
-                        if (run["folder"] / "tradeoff.csv").is_file()}
-    for rule in exits.RULES:
-        for method in methods:
-            some = [run for run in select(runs, method=method) if run["folder"] in tables]
-            at = [[exits.at_speedup(tables[run["folder"]], rule, speed) for run in some] for speed in exits.SPEEDS]
-            kept = [share_kept(found, run["score"]) for found, run in zip(at[1], some)]
-            rows.append([f"{rule}, {method}", *(speed_cell(found, speed) for found, speed in zip(at, exits.SPEEDS)),
-                         mean_sd(kept) and f"{mean_sd(kept)} %"])
-    return table(["rule, method"] + [f"{speed}x" for speed in exits.SPEEDS] + ["kept at 2x"], rows)
-
-
-def share_kept(found, full):
-    """Percent of the full model's score; None without a setting that fast, or of a full model no better than chance in
-    Matthews' correlation (0 or less), of which no share can be kept."""
-    return 100 * found["score"] / full if found and full > 0 else None
-
-
-def speed_cell(found, speed):
-    """Scores of the settings found; with their speed where the rule has no setting near the speed asked for."""
-    if not found or None in found:
-        return "-" if found else ""
+def at_speed(runs, rule, speed):
+    """Score at the slowest setting at least that fast, and that setting's own speed-up where it is over 5 % more."""
+    found = [exits.at_speedup(run["tradeoff"], rule, speed) for run in runs]
+    if None in found:
+        return "-"
     actual = statistics.mean(row["speedup"] for row in found)
     return mean_sd([row["score"] for row in found]) + (f" ({actual:.2f}x)" if actual > 1.05 * speed else "")
 
 
-def tune(runs):
-    """The grid: every method got the same number of settings; chosen: the highest mean over exits."""
-    lines = ["### Tuning", "", "Trained on train less its last rows, scored on those (dev is not looked at); "
-             "bold: chosen, the highest mean over exits of its method.", ""]
+def kept_at(runs, rule, speed):
+    """Percent of the full model's score.  A full model at 0 or below (Matthews' correlation) has no share to keep."""
+    found = [(exits.at_speedup(run["tradeoff"], rule, speed), run["score"]) for run in runs]
+    return mean_sd([100 * row["score"] / full if row and full > 0 else None for row, full in found])
+
+
+# --------------------------------------------------------------------------------------------------------------- tables
+
+def table(caption, header, rows):
+    """Caption and Markdown table; rows of empty cells are left out, and all of it if none is left."""
+    rows = [row for row in rows if any(row[1:])]
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (header, ["---"] + ["---:"] * (len(header) - 1), *rows)]
+    return [caption, "", *lines, ""] if rows else []
+
+
+def tasks_table(caption, runs, cells):
+    """Methods as rows, tasks as columns.  cells: {column name: function of a method's runs and ce's}."""
+    tasks = present(runs, "task", TASKS)
+    rows = [[method] + [cell(select(runs, task=task, method=method), select(runs, task=task, method="ce"))
+                        for task in tasks for cell in cells.values()] for method in present(runs, "method", METHODS)]
+    return table(caption, ["method"] + [f"{task} {name}" for task in tasks for name in cells], rows)
+
+
+def conflicts_table(runs):
+    caption = "Where it was measured: steps in conflict (angle over 90 degrees), and share kept of the second gradient."
+    return tasks_table(caption, runs, {"conflicts": lambda some, ce: percent(some, "conflict_share"),
+                                       "kept": lambda some, ce: percent(some, "kept")})
+
+
+def vanilla(runs):
+    cells = {"score": lambda some, ce: mean_sd([run["score"] for run in some]) + (f" ({len(some)})" if some else ""),
+             "Δ": lambda some, ce: difference(some, ce, "score")}
+    caption = "Accuracy (cola: Matthews' correlation), mean±sd (seeds); Δ: paired difference to ce, 95 % t-interval."
+    return ["### Vanilla: one exit", "", *tasks_table(caption, runs, cells), *conflicts_table(runs)]
+
+
+def multi(runs):
+    lines = ["### Multi-exit: one model, an exit at every layer", ""]
     for task in present(runs, "task", TASKS):
-        rows = []
-        for method in present(runs, "method", METHODS):
-            some = {setting: select(runs, task=task, method=method, setting=setting)
-                    for setting in dict.fromkeys(run["setting"] for run in select(runs, task=task, method=method))}
-            best = max(some, key=lambda s: statistics.mean(run["mean_exit_score"] for run in some[s]), default=None)
-            for setting, group in some.items():
-                config = group[0]["config"]
-                own = ["", ""] if method == "ce" else [f"{config['weight']:g}", f"{config['temperature']:g}"]
-                mean, deepest = (mean_sd([run[name] for run in group]) for name in ("mean_exit_score", "score"))
-                mark = "**" if setting == best else ""
-                rows.append([method, f"{config['lr']:g}", *own, f"{mark}{mean}{mark}", deepest])
-        held = " or ".join(str(n) for n in dict.fromkeys(run["config"]["holdout"] for run in select(runs, task=task)))
-        lines += table([f"{task}, {held} rows held out", "lr", "weight", "temperature", "mean over exits", "deepest exit"], rows)
-    return lines
+        some = select(runs, task=task)
+        lines += [f"#### {task}, {some[0]['metric']}", "", *exits_table(some), *speeds_table(some)]
+    return lines + conflicts_table(runs)
 
 
-def ablate(runs, multi_runs):
-    """Each ablation against the multi block's run of the same task, method and seed."""
+def exits_table(runs):
+    rows, ce = [], select(runs, method="ce")
+    for method in present(runs, "method", METHODS):
+        some = select(runs, method=method)
+        scores = list(zip(*(run["exit_scores"] + [run["mean_exit_score"], run["shallow"]] for run in some)))
+        against = [difference(some, ce, name) for name in ("mean_exit_score", "shallow")]
+        rows.append([method, len(some), *map(mean_sd, scores), *against])
+    columns = [f"exit {layer}" for layer in runs[0]["exit_layers"]]
+    caption = ("Each exit by itself, mean±sd; shallow: mean over the lower half of the exits; Δ: paired difference to "
+               "ce, 95 % t-interval.")
+    return table(caption, ["method", "seeds", *columns, "mean", "shallow", "Δ mean", "Δ shallow"], rows)
+
+
+def speeds_table(runs):
     rows = []
-    keys = dict.fromkeys((run["setting"], run["task"], run["method"]) for run in runs)
-    for setting, task, method in keys:
+    for rule in exits.RULES:
+        for method in present(runs, "method", METHODS):
+            some = select(runs, method=method)
+            cells = [at_speed(some, rule, speed) for speed in exits.SPEEDS]
+            rows.append([f"{rule}, {method}", *cells, kept_at(some, rule, 2)])
+    caption = ("Early exit at a counted speed-up: the slowest setting at least that fast, in brackets its own speed-up "
+               "where over 5 % more; -: not in every run; kept: % of the full model's score at 2x.  With two classes "
+               "entropy and confidence leave alike.")
+    return table(caption, ["rule, method", *(f"{speed}x" for speed in exits.SPEEDS), "kept"], rows)
+
+
+def tune(runs):
+    rows = []
+    for task in present(runs, "task", TASKS):
+        for method in present(runs, "method", METHODS):
+            some = select(runs, task=task, method=method)
+            some.sort(key=lambda run: [run["config"][name] for name in ("lr", "weight", "temperature")])
+            best = max(some, key=lambda run: (run["mean_exit_score"], run["shallow"]), default=None)
+            for run in some:
+                config, mark = run["config"], "**" if run is best else ""
+                own = ["", ""] if method == "ce" else [f"{config['weight']:g}", f"{config['temperature']:g}"]
+                mean, shallow, deepest = (f"{run[name]:.2f}" for name in ("mean_exit_score", "shallow", "score"))
+                rows.append([f"{task}, {method}", config["holdout"], config["epochs"], f"{config['lr']:g}", *own,
+                             f"{mark}{mean}{mark}", shallow, deepest])
+    header = ["task, method", "held out", "epochs", "lr", "weight", "temperature", "mean", "shallow", "deepest"]
+    caption = ("Scored on the last rows of train, held out of it; mean: over exits; shallow: over their lower half; "
+               "bold: the method's choice, its highest mean, among equals the highest shallow.")
+    return ["### Tuning", "", *table(caption, header, rows)]
+
+
+def ablate(runs, main_runs):
+    rows = []
+    for setting, task, method in dict.fromkeys((run["setting"], run["task"], run["method"]) for run in runs):
         some = select(runs, setting=setting, task=task, method=method)
         means = [mean_sd([run[name] for run in some]) for name in ("mean_exit_score", "shallow", "score")]
-        against = difference(some, select(multi_runs, task=task, method=method), lambda run: run["mean_exit_score"])
-        rows.append([f"{task}, {method}, {setting}", len(some), *means, against, percent(some, "conflict_share"), percent(some, "kept")])
-    return ["### Ablations", "", "Δ: paired difference of the mean over exits to the same method in the multi-exit table.", ""] + table(
-        ["run", "seeds", "mean over exits", "shallow", "deepest exit", "Δ mean", "conflicts", "kept"], rows)
+        against = difference(some, select(main_runs, task=task, method=method), "mean_exit_score")
+        shares = [percent(some, name) for name in ("conflict_share", "kept")]
+        rows.append([f"{task}, {method}, {setting}", len(some), *means, against, *shares])
+    header = ["task, method, change", "seeds", "mean", "shallow", "deepest", "Δ mean", "conflicts", "kept"]
+    caption = ("Mean over exits, over their lower half, deepest exit; Δ: paired difference to the same method in the "
+               "multi-exit tables, 95 % t-interval.")
+    return ["### Ablations", "", *table(caption, header, rows)]
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(prog="tables.py", description="Result tables in Markdown, from the files of finished runs.")
+    p = argparse.ArgumentParser(prog="tables.py", description="Result tables in Markdown from finished runs.")
     p.error = lambda message: p.exit(2, f"tables.py: {message}; see python results/tables.py --help\n")
     p.add_argument("--block", choices=("vanilla", "multi", "tune", "ablate"), help="only this one")
     p.add_argument("--runs", default=ROOT / "results" / "runs", help="folder of the blocks (results/runs)")
-    p.add_argument("--write", metavar="FILE", help="replace what stands between <!-- results --> and <!-- /results --> in FILE")
+    p.add_argument("--write", metavar="FILE", help="replace all between <!-- results --> and <!-- /results --> in it")
     args = p.parse_args(argv)
     blocks = read_runs(args.runs)
-    make = {"vanilla": vanilla, "multi": multi, "tune": tune, "ablate": lambda runs: ablate(runs, blocks.get("multi", []))}
-    lines = [line for name in make if name in blocks and args.block in (None, name) for line in make[name](blocks[name])]
-    text = "\n".join(lines).rstrip("\n") + "\n"
+    if not blocks or args.block not in (None, *blocks):
+        p.error(f"no finished run of {args.block or 'any block'} under {args.runs}")
+    make = {"vanilla": vanilla, "multi": multi, "tune": tune,
+            "ablate": lambda runs: ablate(runs, blocks.get("multi", []))}
+    names = [name for name in make if name in blocks and args.block in (None, name)]
+    text = "\n".join(line for name in names for line in make[name](blocks[name])).strip() + "\n"
     if not args.write:
         print(text, end="")
         return 0
     try:
         before, rest = Path(args.write).read_text(encoding="utf-8").split(BEGIN)
-        Path(args.write).write_text(before + BEGIN + text + END + rest.split(END)[1], encoding="utf-8")
-    except (OSError, ValueError, IndexError) as error:
-        print(f"tables.py: {args.write} cannot be read or lacks one line {BEGIN.strip()} and one {END.strip()} ({error})", file=sys.stderr)
+        _, after = rest.split(END)
+    except (OSError, ValueError) as error:
+        wanted = f"needs one line {BEGIN.strip()} and below it one line {END.strip()}"
+        print(f"tables.py: {args.write} {wanted} ({error})", file=sys.stderr)
         return 2
+    Path(args.write).write_text(before + BEGIN + text + END + after, encoding="utf-8")
     return 0
 
 
