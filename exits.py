@@ -53,7 +53,7 @@ class MultiExitBert(nn.Module):
         self.exits = parse_exits(exits, self.num_layers)
         if pooling == "mean":
             encoder.pooler = None
-        elif encoder.pooler is None:
+        elif getattr(encoder, "pooler", None) is None:
             raise InputError("this encoder has no pooler: use --pooling mean")
         width = encoder.config.hidden_size
         self.dropout = nn.Dropout(encoder.config.hidden_dropout_prob)
@@ -77,17 +77,24 @@ class MultiExitBert(nn.Module):
         weights = token_mask.unsqueeze(-1).to(hidden.dtype)                   # (N, L, 1)
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
 
-    def forward(self, input_ids, attention_mask=None, token_type_ids=None):
-        """(N, L) tokens -> h (M, N, d) and logits (M, N, K) of all M exits, from one walk through the layers."""
+    def encode(self, input_ids, attention_mask=None, token_type_ids=None):
+        """(N, L) tokens -> h (M, N, d) of all M exits, from one walk through the layers."""
         hidden, mask, token_mask = self.embed(input_ids, attention_mask, token_type_ids)
         h = []
         for number, layer in enumerate(self.encoder.encoder.layer, start=1):
             hidden = layer(hidden, mask)                                      # (N, L, d): a tensor since transformers 5
             if number in self.exits:
                 h.append(self.represent(hidden, token_mask))
-        h = torch.stack(h)                                                    # (M, N, d)
-        logits = [classifier(self.dropout(x)) for classifier, x in zip(self.classifiers, h)]
-        return h, torch.stack(logits)                                         # (M, N, K)
+        return torch.stack(h)                                                 # (M, N, d)
+
+    def classify(self, h):
+        """h (M, N, d) -> logits (M, N, K), each exit's by its own classifier."""
+        return torch.stack([classifier(self.dropout(x)) for classifier, x in zip(self.classifiers, h)])
+
+    def forward(self, **batch):
+        """A batch as Split.batch gives it -> h (M, N, d) and logits (M, N, K) of all M exits."""
+        h = self.encode(**batch)
+        return h, self.classify(h)
 
     def head_parameters(self):
         """The parameters that start from nothing and want a learning rate of their own: classifiers, a new pooler."""
@@ -374,6 +381,7 @@ def report(args):
         raise InputError("the runs differ in task or exits: one table cannot hold them")
     tables = [trade_off(logits, labels, config["exit_layers"], result["metric"]) for _, config, result, logits, labels in runs]
     chosen = [choose(args, run, rows) for run, rows in zip(runs, tables)] if args.examples or args.clock else []
+    models = [load_model(folder, config) for folder, config, *_ in runs] if args.clock else []
 
     print_table(runs, tables)
     if len(runs) == 1:
@@ -383,12 +391,12 @@ def report(args):
             writer = csv.DictWriter(file, rows[0], lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-    for run, (setting, split) in zip(runs, chosen):
+    for i, (run, (setting, split)) in enumerate(zip(runs, chosen)):
         print(f"\n{run[0]}: " + " ".join(f"{name} {value}" for name, value in setting.items() if value is not None))
         if args.examples:
             write_examples(run, make_rule(**setting), split)
         if args.clock:
-            print_clock(run, make_rule(**setting), split, torch.device(args.device))
+            print_clock(*models[i], run[1]["max_length"], make_rule(**setting), split, torch.device(args.device))
 
 
 def choose(args, run, rows):
@@ -453,11 +461,9 @@ def write_examples(run, rule, split):
     print(f"wrote {folder / 'examples.tsv'}")
 
 
-def print_clock(run, rule, split, device):
-    folder, config, *_ = run
-    model, tokenizer = load_model(folder, config)
+def print_clock(model, tokenizer, max_length, rule, split, device):
     model.to(device)
-    split.tokenize(tokenizer, config["max_length"])
+    split.tokenize(tokenizer, max_length)
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     print(f"{where}, fp32, length-sorted batches, median of 5 rounds")
     print(f"{'batch':>6}{'counted':>10}{'clocked':>10}{'clocked/counted':>17}{'full, ms/row':>14}{'exits, ms/row':>15}")

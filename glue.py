@@ -208,6 +208,7 @@ def _load_splits(task, data):
 def _read_hub(task, data, names):
     import datasets                                    # takes seconds to import and only this function needs it
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)    # what it logs comes back below, as one line
     hub_names = {name: name.replace("dev", "validation") for name in names}
     here = Path(data) / task
     try:

@@ -181,26 +181,23 @@ def fill_gradients(args, model, h, ce, cl):
     return seen
 
 
-def forward_shared(model, train, rows, device, bf16):
-    """The whole batch's h (M, N, d) and logits (M, N, K).  Of n processes each computes every n-th row and adds it to the sum.
+def forward_shared(model, train, rows, device, bf16, step_seed):
+    """The whole batch's h (M, N, d) and logits (M, N, K).  Of n processes each encodes every n-th row; their sum is h.
 
     The losses then see all N samples on every process.  Backward through the sum adds up the n (equal) gradients of its
-    result, so a process holds n times its rows' share of the gradient, and their average over processes is the gradient.
+    result, so a process holds n times its rows' share of the gradient, and the average over processes is the gradient.
     """
     rank, n = process()
-    mine = torch.arange(len(rows))[rank::n] if len(rows) > rank else torch.arange(1)   # no row left: work for nothing
+    # A step's dropout depends on seed, step and process alone, so going on after a kill needs no generator's state.
+    torch.manual_seed(64 * step_seed + rank)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        h, logits = model(**train.batch(rows[mine], device))
-    if n == 1:
-        return h, logits
-    mine, has_rows = mine.to(device), len(rows) > rank
-
-    def shared(x):                                                             # (M, n, ..) -> (M, N, ..)
-        whole = torch.zeros(len(x), len(rows), x.shape[-1], device=device).index_copy(1, mine, x.float() * has_rows)
-        return SumOverProcesses.apply(whole)
-
-    # One sum each: in a common one the contrastive loss would reach the logits, with zeros, and so the classifiers' biases.
-    return shared(h), shared(logits)
+        if n == 1:
+            return model(**train.batch(rows, device))
+        mine = torch.arange(len(rows))[rank::n] if len(rows) > rank else torch.arange(1)    # no row left: 0 times row 0
+        h = model.encode(**train.batch(rows[mine], device)).float() * (len(rows) > rank)    # (M, N/n, d)
+        h = SumOverProcesses.apply(torch.zeros(len(h), len(rows), h.shape[-1], device=device).index_copy(1, mine.to(device), h))
+        torch.manual_seed(64 * step_seed)                                      # the classifiers' dropout: all processes alike
+        return h, model.classify(h)
 
 
 class SumOverProcesses(torch.autograd.Function):
@@ -268,9 +265,7 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
         model.train()
         start = time.perf_counter()
         for rows in bar:
-            # A step's dropout depends on seed, step and process alone, so going on after a kill needs no generator's state.
-            torch.manual_seed((seed * 1_000_003 + step) * 64 + process()[0])
-            h, logits = forward_shared(model, train, rows, device, bf16)       # (M, N, d), (M, N, K)
+            h, logits = forward_shared(model, train, rows, device, bf16, seed * 1_000_003 + step)    # (M, N, d), (M, N, K)
             ce, cl = compute_losses(args, model, h, logits, train.labels[rows].to(device))
             optimizer.zero_grad(set_to_none=True)
             seen = fill_gradients(args, model, h, ce, cl)
@@ -493,6 +488,9 @@ def run(args):
     device = pick_device(args.device)
     is_writer = process()[0] == 0
     folders = [Path(args.output) / f"{args.task}_{args.method}_{seed}" for seed in args.seeds]
+    beside = next((p for p in Path(args.output).absolute().parents if p.exists() and not p.is_dir()), None)
+    if beside or Path(args.output).is_file():
+        raise InputError(f"--output {args.output}: {beside or args.output} is a file")
     for folder in folders if is_writer and not args.resume else []:
         if folder.exists():
             state = "holds a finished run" if (folder / "result.json").exists() else "exists"
