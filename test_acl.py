@@ -5,15 +5,18 @@
 Where a folder `data` holds GLUE's download, its real files are read too.
 """
 
-import csv
+import doctest
 import itertools
 import json
 import math
 import multiprocessing
 import os
 import random
+import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -1056,3 +1059,35 @@ def test_odd_but_valid_rows_are_read(text, tmp_path):
     splits = glue.load_task("rte", write_download(tmp_path, "rte", train=text))
     splits["train"].tokenize(glue.demo_tokenizer(), 64)
     assert splits["train"].labels.tolist() == [0, 1] and splits["train"].lengths.max() <= 64
+
+
+# ------------------------------------------------------------------------------------------------------------------ README
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_readme_snippets_and_docstrings_run():
+    for result in [doctest.testfile(str(ROOT / "README.md"), module_relative=False)] + [
+            doctest.testmod(module) for module in (acl, grad_surgery, glue, exits, train)]:
+        assert result.failed == 0
+    assert README.count(">>>") > 10
+
+
+def test_readme_commands_and_names_exist():
+    commands = re.findall(r"^(?:.*&& )?(?:python|torchrun --nproc-per-node 2) train\.py (.*?)(?:#.*)?$", README, re.MULTILINE)
+    assert len(commands) > 2
+    for command in commands:
+        train.parse_args(command.split())
+    for module, name in re.findall(r"`(acl|grad_surgery|exits|train|glue)\.(\w+)`", README):
+        assert name == "py" or hasattr({"acl": acl, "grad_surgery": grad_surgery, "exits": exits, "train": train, "glue": glue}[
+            module], name), f"{module}.{name}"
+    for name in re.findall(r"`(test_\w+)`", README):
+        assert name in globals(), name
+    for option in set(re.findall(r"`(--[a-z-]+)", README)):
+        assert option in (ROOT / "train.py").read_text() + (ROOT / "exits.py").read_text() or option == "--no-students-embed", option
+
+
+def test_readme_tables_are_what_the_command_prints():
+    command = [sys.executable, ROOT / "results" / "tables.py", "--block", "vanilla", "multi"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert printed.strip() and f"<!-- results -->\n{printed}<!-- /results -->\n" in README

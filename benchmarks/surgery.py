@@ -48,7 +48,7 @@ SHAPES = {
 class Losses(NamedTuple):
     """One forward: scalar CE, the exits' contrastive terms (M,), representations (M, N, d), trained parameters."""
     ce: torch.Tensor
-    cl: torch.Tensor
+    cl: list        # of M scalars
     h: torch.Tensor
     parameters: list
 
@@ -56,15 +56,14 @@ class Losses(NamedTuple):
 def forward(model, tokens, labels, sign=1):
     """Tokens (N, L), labels (N,) -> Losses.  One exit: CE and ACL-Embed.  Several: exit m weighs m, and the deepest
     guides the others as well (ACL-CL).  sign -1 negates the contrastive gradient: a conflict where there was none."""
-    h, logits = model(tokens)                                                               # (M, N, d), (M, N, K)
+    h, logits = model(input_ids=tokens)                                                               # (M, N, d), (M, N, K)
     rows = [classifier.weight for classifier in model.classifiers]                          # label embeddings (K, d)
-    share = torch.tensor([float(m) for m in model.exits], device=h.device)
-    share = share / share.sum()                                                             # (M,)
-    ce = torch.stack([F.cross_entropy(z, labels) for z in logits])                          # (M,)
+    share = [m / sum(model.exits) for m in model.exits]
+    ce = [F.cross_entropy(z, labels) for z in logits]
     cl = [acl.acl_embed_loss(x, labels, l, TEMPERATURE) for x, l in zip(h, rows)]
     for m in range(len(cl) - 1):
         cl[m] = cl[m] + acl.acl_cl_loss(h[m], h[-1], labels, rows[-1], TEMPERATURE)
-    return Losses((share * ce).sum(), sign * share * torch.stack(cl), h,
+    return Losses(sum(w * loss for w, loss in zip(share, ce)), [sign * w * loss for w, loss in zip(share, cl)], h,
                   [p for p in model.parameters() if p.requires_grad])
 
 
@@ -81,11 +80,11 @@ def plain_ce(losses):
 
 
 def plain_sum(losses):
-    (losses.ce + WEIGHT * losses.cl.sum()).backward()
+    (losses.ce + WEIGHT * sum(losses.cl)).backward()
 
 
 def ours(rule):
-    return lambda losses: not acl_grad(losses.ce, losses.cl.sum(), losses.parameters, WEIGHT, rule).cosine >= 0
+    return lambda losses: not acl_grad(losses.ce, sum(losses.cl), losses.parameters, WEIGHT, rule).cosine >= 0
 
 
 def ours_at_features(rule):
@@ -97,7 +96,7 @@ def ours_at_features(rule):
 
 def batched_discard(losses):
     """`discard` with both gradients from one backward under vmap: the work of two, but half the launches on a GPU."""
-    both = torch.stack([losses.ce, losses.cl.sum()])
+    both = torch.stack([losses.ce, sum(losses.cl)])
     rows = torch.eye(2, dtype=both.dtype, device=both.device)   # row 0 asks for CE's gradient, row 1 for the other's
     gradients = torch.autograd.grad(both, losses.parameters, rows, is_grads_batched=True, allow_unused=True)  # (2, ..)
     gradients = [(p, g) for p, g in zip(losses.parameters, gradients) if g is not None]
@@ -118,7 +117,7 @@ def flat_pcgrad(one_sided=False, masks=False):
     """
     def gradient(losses):
         flat, reached = [], []                                                              # (P,) for each loss
-        for loss in (losses.ce, WEIGHT * losses.cl.sum()):
+        for loss in (losses.ce, WEIGHT * sum(losses.cl)):
             for p in losses.parameters:
                 p.grad = None
             loss.backward(retain_graph=True)
@@ -152,7 +151,7 @@ def torchjd_pcgrad(lean=False):
     """TorchJD's PCGrad as its documentation has it: fill `.jac` of all parameters, then aggregate it into `.grad`.
     lean: with what it offers against vmap's cost and memory: one row of the Jacobian at a time, no joined copy."""
     def gradient(losses):
-        torchjd.autojac.backward([losses.ce, WEIGHT * losses.cl.sum()], inputs=losses.parameters,
+        torchjd.autojac.backward([losses.ce, WEIGHT * sum(losses.cl)], inputs=losses.parameters,
                                  parallel_chunk_size=1 if lean else None)
         weights = torchjd.autojac.jac_to_grad(losses.parameters, torchjd.aggregation.PCGrad(),
                                               optimize_gramian_computation=lean)
