@@ -138,7 +138,7 @@ def demo_rows(count, seed):
 
     Sentence 1 tells who did what to whom.  Sentence 2 repeats it, actively or passively (entailment), or says `never` (easy: one
     word tells), names another verb (harder: two words must be compared), or reverses the roles (hard: the same words, only
-    their order tells).  So a majority guess gets half, a bag of words some 60 %, and a first layer less than the fourth.
+    their order tells).  So a majority guess gets half, a bag of words less than 65 %, and a first layer less than the fourth.
     """
     people = "anna boris clara david emma felix grace henry irene jacob laura martin nora oscar paula simon".split()
     verbs = "thanked helped called followed warned visited invited trusted".split()

@@ -653,7 +653,8 @@ def test_demo_task_is_honest():
         optimizer.zero_grad()
         F.cross_entropy(x @ weights, splits["train"].labels).backward()
         optimizer.step()
-    assert 55 < glue.accuracy((bags(splits["dev"]) @ weights).argmax(-1), splits["dev"].labels) < 70
+    assert glue.accuracy((x @ weights).argmax(-1), splits["train"].labels) > 55
+    assert glue.accuracy((bags(splits["dev"]) @ weights).argmax(-1), splits["dev"].labels) < 65
 
 
 def test_predictions_file(tmp_path):
