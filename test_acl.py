@@ -918,6 +918,7 @@ def test_finished_and_foreign_runs(tmp_path, capsys):
     (folder / "checkpoint.pt").write_bytes(kept["checkpoint.pt"][:100])
     status, error = run_main(train.main, [*argv, "--resume"], capsys)
     assert status == 2 and "torn" in error
+    (folder / "checkpoint.pt").unlink()
     if train.fcntl:
         with open(folder / "steps.csv", "a") as file:
             train.fcntl.flock(file, train.fcntl.LOCK_EX)

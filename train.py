@@ -251,10 +251,11 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
     options = {k: v for k, v in vars(args).items() if k not in ("seeds", "output", "resume")}
     config = {**options, "seed": seed, "exit_layers": model.exits, "num_labels": len(task.labels), "bf16": bf16,
               "processes": process()[1], "device_name": device_name(device), "versions": versions}
-    logs = open_logs(folder, args.conflict_groups) if is_writer else {}
+    headers = {"steps.csv": ["step", "epoch", "ce_loss", "cl_loss", "cosine", "angle", "kept", "lr"],
+               "exits.csv": ["epoch", "split", "exit", *task.metrics, *GEOMETRY]}
+    headers |= {"groups.csv": ["step", "group", "cosine"]} if args.conflict_groups else {}
     step, seconds, log_bytes = load_checkpoint(folder, config, model, optimizer, schedule)
-    if is_writer:
-        start_logs(folder, config, logs, log_bytes, task.metrics)
+    logs = open_logs(folder, config, headers, log_bytes) if is_writer else {}
     dev = None
 
     for epoch in range(step // steps_per_epoch + 1, math.ceil(total_steps / steps_per_epoch) + 1):
@@ -263,7 +264,7 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
         todo = batches[step - (epoch - 1) * steps_per_epoch:][:total_steps - step]      # all of them, unless resumed or cut
         bar = tqdm(todo, desc=f"epoch {epoch}/{args.epochs}", disable=None if is_writer else True, leave=False)
         model.train()
-        start = time.perf_counter()
+        start, steps = time.perf_counter(), []
         for rows in bar:
             h, logits = forward_shared(model, train, rows, device, bf16, seed * 1_000_003 + step)    # (M, N, d), (M, N, K)
             ce, cl = compute_losses(args, model, h, logits, train.labels[rows].to(device))
@@ -277,6 +278,7 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
                     "try a smaller --lr or --head-lr, or --precision fp32")
             optimizer.step()
             step += 1
+            steps.append((ce_loss, cl_loss, seen and seen.kept))
             conflict = ["", "", ""] if seen is None else [f"{seen.cosine:.6f}", f"{seen.angle:.3f}", f"{seen.kept:.4f}"]
             if is_writer:
                 line = [step, epoch, f"{ce_loss:.6f}", f"{cl_loss:.6f}", *conflict, f"{schedule.get_last_lr()[0]:.4g}"]
@@ -298,7 +300,7 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
                 write_rows(logs["exits.csv"], [[epoch, name, layer, *(f"{value:.4f}" for value in (s | g).values())]
                                                for layer, s, g in zip(model.exits, scores, geometry)])
             save_checkpoint(folder, model, optimizer, schedule, logs, step, seconds)
-            print(f"epoch {epoch}/{args.epochs}  {epoch_line(folder, epoch, task.metrics[0])}", flush=True)
+            print(f"epoch {epoch}/{args.epochs}  {epoch_line(steps, next(iter(dev.values()))[1], task.metrics[0])}", flush=True)
     dev = dev or evaluate(args, model, splits, device)                         # killed between last epoch and finish
     return finish(args, seed, splits, model, tokenizer, device, folder, dev, step, seconds) if is_writer else None
 
@@ -366,29 +368,25 @@ def finish(args, seed, splits, model, tokenizer, device, folder, dev, step, seco
 
 # ----------------------------------------------------------------------------------------- files: logs, checkpoint, result
 
-def open_logs(folder, groups):
-    """The run's CSVs, open for appending; locked, so that a second process on the same folder is refused."""
+def open_logs(folder, config, headers, log_bytes):
+    """{name: the run's CSV, open for appending}, cut to its length at the checkpoint; without one, new, and config.json too.
+
+    Locked, so that a second process on the same folder is refused.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    names = ["steps.csv", "exits.csv"] + ["groups.csv"] * groups
-    logs = {name: open(folder / name, "a", newline="") for name in names}
+    logs = {name: open(folder / name, "a", newline="") for name in headers}
     try:
         if fcntl:
             fcntl.flock(logs["steps.csv"], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise InputError(f"{folder}: another process is writing this run; wait for it or choose another --output") from None
-    return logs
-
-
-def start_logs(folder, config, logs, log_bytes, metrics):
-    """Cut the logs to what they held at the checkpoint; without one, write config.json and the logs' headers."""
-    headers = {"steps.csv": ["step", "epoch", "ce_loss", "cl_loss", "cosine", "angle", "kept", "lr"],
-               "exits.csv": ["epoch", "split", "exit", *metrics, *GEOMETRY], "groups.csv": ["step", "group", "cosine"]}
     if not log_bytes:
         write_json(folder / "config.json", config)
     for name, file in logs.items():
         file.truncate(log_bytes.get(name, 0))
         if not log_bytes:
             write_rows(file, [headers[name]])
+    return logs
 
 
 def write_rows(file, rows):
@@ -400,15 +398,13 @@ def read_csv(path):
         return list(csv.DictReader(file))
 
 
-def epoch_line(folder, epoch, metric):
-    """What an epoch came to, read back from the run's own logs (after a resume its first steps are only there)."""
-    steps = [row for row in read_csv(folder / "steps.csv") if row["epoch"] == str(epoch)]
-    scores = [row for row in read_csv(folder / "exits.csv") if row["epoch"] == str(epoch)]
-    by_exit = [float(row[metric]) for row in scores if row["split"] == scores[0]["split"]]
-    line = "  ".join(f"{name[:2]} {statistics.mean(float(row[name]) for row in steps):.3f}" for name in ("ce_loss", "cl_loss"))
-    line += f"  kept {100 * statistics.mean(float(row['kept']) for row in steps):.0f} %" if steps[0]["kept"] else ""
-    line += f"  dev {metric} " + " ".join(f"{value:.1f}" for value in by_exit)
-    return line + (f"  mean {statistics.mean(by_exit):.1f}" if len(by_exit) > 1 else "")
+def epoch_line(steps, scores, metric):
+    """An epoch in a line.  steps: rows (ce_loss, cl_loss, kept or None) since its start or the resume; scores by exit."""
+    ce, cl, kept = zip(*steps)
+    line = f"ce {statistics.mean(ce):.3f}  cl {statistics.mean(cl):.3f}"
+    line += f"  kept {100 * statistics.mean(kept):.0f} %" if None not in kept else ""
+    line += f"  dev {metric} " + " ".join(f"{s[metric]:.1f}" for s in scores)
+    return line + (f"  mean {statistics.mean(s[metric] for s in scores):.1f}" if len(scores) > 1 else "")
 
 
 def save_checkpoint(folder, model, optimizer, schedule, logs, step, seconds):
