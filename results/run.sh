@@ -71,7 +71,7 @@ vanilla() { # one exit; scl and acl-embed train on the plain sum and measure its
 
 tries() {   # what might help ACL-CL at the shallow exits, on the tuning slice; without the gate, which drops 2 % there
   local common="--exits all --holdout 668 --epochs 2 --lr 1e-4 --weight 0.5 --temperature 0.5 --conflict none"
-  for seed in 1 2; do
+  for seed in ${TRY_SEEDS:-1}; do
     echo "tries/depth mrpc ce $seed --exits all --holdout 668 --epochs 2 --lr 1e-4"
     echo "tries/uniform mrpc ce $seed --exits all --holdout 668 --epochs 2 --lr 1e-4 --exit-weights uniform"
     echo "tries/depth mrpc acl-cl $seed $common"
