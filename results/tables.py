@@ -186,6 +186,15 @@ def tune(runs):
     return ["### Tuning", "", *table(caption, header, rows)]
 
 
+def tries(runs):
+    rows = [[f"{run['task']}, {run['method']}, {run['setting'].replace('_', ', ')}", run["seed"],
+             *(f"{score:.1f}" for score in run["exit_scores"]), f"{run['mean_exit_score']:.2f}", f"{run['shallow']:.2f}"]
+            for run in sorted(runs, key=lambda run: (run["setting"], run["method"] != "ce", run["seed"]))]
+    header = ["task, method, exit weights and change", "seed", *(f"exit {m}" for m in runs[0]["exit_layers"]), "mean", "shallow"]
+    caption = "What might help ACL-CL at the shallow exits, on the tuning slice (weight 0.5, temperature 0.5 unless said)."
+    return ["### Tries", "", *table(caption, header, rows)]
+
+
 def ablate(runs, main_runs):
     rows = []
     for setting, task, method in dict.fromkeys((run["setting"], run["task"], run["method"]) for run in runs):
@@ -203,7 +212,7 @@ def ablate(runs, main_runs):
 def main(argv=None):
     p = argparse.ArgumentParser(prog="tables.py", description="Result tables in Markdown from finished runs.")
     p.error = lambda message: p.exit(2, f"tables.py: {message}; see python results/tables.py --help\n")
-    p.add_argument("--block", nargs="+", choices=("vanilla", "multi", "tune", "ablate"), help="only these")
+    p.add_argument("--block", nargs="+", choices=("vanilla", "multi", "tune", "tries", "ablate"), help="only these")
     p.add_argument("--runs", default=ROOT / "results" / "runs", help="folder of the blocks (results/runs)")
     p.add_argument("--write", metavar="FILE", help="replace all between <!-- results --> and <!-- /results --> in it")
     args = p.parse_args(argv)
@@ -211,7 +220,7 @@ def main(argv=None):
     wanted = [name for name in args.block or blocks if name in blocks]
     if not wanted:
         p.error(f"no finished run of {' or '.join(args.block or ['any block'])} under {args.runs}")
-    make = {"vanilla": vanilla, "multi": multi, "tune": tune,
+    make = {"vanilla": vanilla, "multi": multi, "tune": tune, "tries": tries,
             "ablate": lambda runs: ablate(runs, blocks.get("multi", []))}
     text = "\n".join(line for name in make if name in wanted for line in make[name](blocks[name])).strip() + "\n"
     if not args.write:
