@@ -1,4 +1,4 @@
-"""The losses of ACL (arXiv 2602.03563) as pure functions: tensors in, one scalar out.  Copy any of them as it stands.
+"""The losses of ACL (arXiv 2602.03563) as pure functions: tensors in, one scalar out.  Copy the file as it stands.
 
 A classifier scores a representation h_i against the rows l_1 .. l_K of its weight matrix: row l_k is the *label embedding*
 of class k.  Cross-entropy moves h_i towards l_{y_i}.  Supervised contrastive learning (SCL) moves samples of one class
@@ -33,7 +33,7 @@ def scl_loss(h, labels, temperature):
     Raises ValueError naming the argument that is wrong.
     """
     _check(temperature, h=(h, labels))
-    return _contrastive_loss(h, h, labels, labels, temperature, same_items=True)
+    return _contrastive_loss(h, h, _same_class(labels, labels), temperature, same_items=True)
 
 
 def acl_embed_loss(h, labels, label_embeddings, temperature):
@@ -48,10 +48,14 @@ def acl_embed_loss(h, labels, label_embeddings, temperature):
 
     Example: labels [0, 0], K = 3.  The items' labels are [0, 0, 0, 1, 2]: rows 1 and 2 have no positive, so they are no
     anchors (nothing to move towards), but stay in every denominator: the samples are pushed away from them.
+
+    >>> h, rows = torch.tensor([[5.0, 0.0]]), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])   # on its own row, the other opposite
+    >>> acl_embed_loss(h, torch.tensor([0]), rows, temperature=1.0)                     # log(1 + e^-2)
+    tensor(0.1269)
     """
     _check(temperature, h=(h, labels), label_embeddings=label_embeddings)
     items, item_labels = _with_label_embeddings(h, labels, label_embeddings)                # (N + K, d), (N + K,)
-    return _contrastive_loss(items, items, item_labels, item_labels, temperature, same_items=True)
+    return _contrastive_loss(items, items, _same_class(item_labels, item_labels), temperature, same_items=True)
 
 
 def acl_cl_loss(student_h, teacher_h, labels, teacher_label_embeddings, temperature):
@@ -62,13 +66,14 @@ def acl_cl_loss(student_h, teacher_h, labels, teacher_label_embeddings, temperat
 
     student_h (N, d) of exit m; teacher_h (N, d) of the deepest exit M; labels (N,) int64 in 0..K-1;
     teacher_label_embeddings (K, d).  The sample's own teacher vector is a positive.  Nothing flows into the teacher: both
-    of its tensors are detached here.  To change what guides the students, change the keys on the line below.
+    of its tensors are detached here.  To change what guides the students, change the keys below, or who of
+    them is positive.
     Raises ValueError naming the argument that is wrong.
     """
     _check(temperature, student_h=(student_h, labels), teacher_h=(teacher_h, labels),
            teacher_label_embeddings=teacher_label_embeddings)
     keys, key_labels = _with_label_embeddings(teacher_h.detach(), labels, teacher_label_embeddings.detach())   # (N + K, d)
-    return _contrastive_loss(student_h, keys, labels, key_labels, temperature, same_items=False)
+    return _contrastive_loss(student_h, keys, _same_class(labels, key_labels), temperature, same_items=False)
 
 
 def kd_loss(student_logits, teacher_logits, temperature):
@@ -122,16 +127,21 @@ def _with_label_embeddings(h, labels, label_embeddings):
     return torch.cat([h.float(), label_embeddings.float()]), torch.cat([labels, row_labels])
 
 
-def _contrastive_loss(anchors, keys, anchor_labels, key_labels, temperature, same_items):
-    """The formula at the top.  anchors (A, d), keys (B, d); same_items: keys are the anchors, so leave a = b out."""
+def _same_class(anchor_labels, key_labels):
+    """(A,) and (B,) labels -> (A, B) bool: which keys are positives of which anchors."""
+    return anchor_labels[:, None] == key_labels[None, :]
+
+
+def _contrastive_loss(anchors, keys, positive, temperature, same_items):
+    """The formula at the top.  anchors (A, d), keys (B, d), positive (A, B) bool; same_items: keys are the anchors, so leave
+    a = b out."""
     # Under autocast the product below would run in bf16, whose 8 bits are too coarse for exp(cosine / 0.01).
     with torch.autocast(anchors.device.type, enabled=False):
         similarity = _unit(anchors) @ _unit(keys).T / temperature                           # (A, B)
-    positive = anchor_labels[:, None] == key_labels[None, :]                                # (A, B)
     if same_items:
         itself = torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)           # (A, A)
         positive = positive & ~itself
-        # The lowest number, not -inf: a batch of one has nothing else in its row, and -inf - -inf is NaN.
+        # The lowest number, not -inf: in a batch of one it is all there is, and its own log-probability must not be NaN.
         similarity = similarity.masked_fill(itself, torch.finfo(similarity.dtype).min)
     log_probability = similarity - similarity.logsumexp(dim=1, keepdim=True)                # (A, B)
     positives = positive.sum(dim=1)                                                         # (A,) |P(a)|
@@ -163,6 +173,7 @@ def _check(temperature, label_embeddings=None, teacher_label_embeddings=None, **
         if rows.dim() != 2 or rows.shape[1] != h.shape[1] or not rows.is_floating_point():
             raise ValueError(f"{rows_name} must be a floating-point tensor (K, {h.shape[1]}) like {name}, not "
                              f"{rows.dtype} {tuple(rows.shape)}")
-        if labels.min() < 0 or labels.max() >= len(rows):
+        # Not on a GPU, where looking means waiting for it; cross-entropy asserts the same there.
+        if not labels.is_cuda and (labels.min() < 0 or labels.max() >= len(rows)):
             raise ValueError(f"labels must lie in 0..{len(rows) - 1}, the rows of {rows_name}; found "
                              f"{labels.min().item()}..{labels.max().item()}")

@@ -24,10 +24,11 @@ import sys
 import time
 from pathlib import Path
 
-import safetensors
+import huggingface_hub
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel
 from transformers.masking_utils import create_bidirectional_mask
@@ -38,6 +39,7 @@ from glue import InputError
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
+huggingface_hub.utils.logging.set_verbosity_error()
 
 
 class MultiExitBert(nn.Module):
@@ -48,8 +50,8 @@ class MultiExitBert(nn.Module):
     def __init__(self, encoder, num_labels, exits="all", pooling="cls"):
         super().__init__()
         self.encoder, self.pooling = encoder, pooling
-        self.num_layers = encoder.config.num_hidden_layers
         self._check_layers()
+        self.num_layers = encoder.config.num_hidden_layers
         self.exits = parse_exits(exits, self.num_layers)
         if pooling == "mean":
             encoder.pooler = None
@@ -85,7 +87,7 @@ class MultiExitBert(nn.Module):
             hidden = layer(hidden, mask)                                      # (N, L, d): a tensor since transformers 5
             if number in self.exits:
                 h.append(self.represent(hidden, token_mask))
-        return torch.stack(h)                                                 # (M, N, d)
+        return torch.stack(h).float()                                         # (M, N, d), float32 under autocast as well
 
     def classify(self, h):
         """h (M, N, d) -> logits (M, N, K), each exit's by its own classifier."""
@@ -107,15 +109,18 @@ class MultiExitBert(nn.Module):
         DistilBERT do something else between or around them; a new transformers release may change a signature."""
         encoder = self.encoder.eval()
         batch = {"input_ids": torch.tensor([[5, 6, 7, 8]] * 2), "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])}
+        reason = "another result"
         try:
             hidden, mask, _ = self.embed(**batch)
             for layer in encoder.encoder.layer:
                 hidden = layer(hidden, mask)
             same = torch.allclose(hidden, encoder(**batch).last_hidden_state, atol=1e-4)
-        except (AttributeError, TypeError, RuntimeError, IndexError):
-            same = False
+        except Exception as error:                     # no such attribute, other arguments, a tuple where a tensor was, ..
+            same, reason = False, type(error).__name__
+        encoder.train()
         if not same:
-            raise InputError(f"a {encoder.config.model_type} model does not have BERT's layers; use BERT, MiniLM, RoBERTa or a kin")
+            raise InputError(f"walking the layers of this {encoder.config.model_type} model as BERT's fails ({reason}, transformers "
+                             f"{transformers.__version__}); use BERT, MiniLM, RoBERTa or a kin")
 
 
 def parse_exits(exits, num_layers):
@@ -136,7 +141,7 @@ def load_encoder(name):
     if (Path(name).exists() or name.startswith((".", "/"))) and not (Path(name) / "config.json").is_file():
         raise InputError(f"--model {name} is no model folder: it has no config.json")
     try:
-        encoder, info = AutoModel.from_pretrained(name, output_loading_info=True)
+        encoder, info = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:                         # offline, no such id, a torn file: the library's errors have many names
         reason = str(error).strip().splitlines()
@@ -145,6 +150,9 @@ def load_encoder(name):
     missing = sorted(info["missing_keys"])
     if any("pooler" not in key for key in missing):
         raise InputError(f"model {name} lacks weights of its own architecture, first {missing[0]}")
+    if not len(tokenizer.all_special_tokens) < len(tokenizer) <= encoder.config.vocab_size:
+        raise InputError(f"model {name}: its tokenizer knows {len(tokenizer)} tokens, the encoder {encoder.config.vocab_size}; "
+                         "are the tokenizer's files there?")
     encoder.pooler_is_new = bool(missing)
     return encoder, tokenizer
 
@@ -176,7 +184,11 @@ def confidence(logits, threshold):
 
 
 def patience(logits, patience):
-    """Leave when `patience` exits after one another predict again what the exit before them did (PABEE, arXiv 2006.04152)."""
+    """Leave when `patience` exits after one another predict again what the exit before them did (PABEE, arXiv 2006.04152).
+
+    >>> patience(torch.tensor([[[1.0, 0.0]], [[2.0, 0.0]], [[3.0, 0.0]]]), patience=2)      # three exits, one row
+    tensor([True])
+    """
     predictions = logits[-patience - 1:].argmax(dim=-1)                       # (at most patience + 1, n)
     return (predictions == predictions[-1]).all(dim=0) & (len(logits) > patience)
 
@@ -249,13 +261,16 @@ def early_exit(model, batch, rule):
 
 
 @torch.no_grad()
-def all_exits(model, split, device, batch_size=64):
-    """One pass over a tokenised split: h (M, R, d) and logits (M, R, K), float32 on the CPU, in the split's order."""
+def all_exits(model, split, device, keep_h=0, batch_size=64):
+    """One pass over a tokenised split: h (M, keep_h, d) of its first rows (all exits' h of QQP's test would take 14 GB) and
+    logits (M, R, K) of all rows, float32 on the CPU, in the split's order."""
     model.eval()
-    batches = glue.sorted_batches(split.lengths, batch_size)
-    out = [model(**split.batch(rows, device)) for rows in batches]
-    back = torch.cat(batches).argsort()                                       # undo the sorting by length
-    return tuple(torch.cat([o[i].float().cpu() for o in out], dim=1)[:, back] for i in (0, 1))
+    M, K = len(model.exits), model.classifiers[0].out_features
+    kept, logits = torch.empty(M, min(keep_h, len(split)), model.encoder.config.hidden_size), torch.empty(M, len(split), K)
+    for rows in glue.sorted_batches(split.lengths, batch_size):
+        h, logits[:, rows] = (x.cpu() for x in model(**split.batch(rows, device)))
+        kept[:, rows[rows < keep_h]] = h[:, rows < keep_h]
+    return kept, logits
 
 
 # ----------------------------------------------------------------------------------------- trade-off from the stored logits
@@ -311,7 +326,7 @@ def load_run(folder):
         scores = [glue.score(config["task"], z, labels)[result["metric"]] for z in logits]
         if logits.shape != (len(config["exit_layers"]), len(labels), config["num_labels"]) or scores != result["exit_scores"]:
             raise ValueError("dev_logits.safetensors is not what result.json was made from")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration, safetensors.SafetensorError) as error:
+    except Exception as error:                         # torn or foreign in one of too many ways to list
         reason = (str(error).splitlines() or [""])[0][:80]
         raise InputError(f"{folder} is torn ({type(error).__name__}: {reason}); train it again") from None
     return config, result, logits, labels
@@ -321,12 +336,12 @@ def load_model(folder, config):
     """The trained model of a run, in eval mode, and its tokenizer.  Raises InputError."""
     model_folder = Path(folder) / "model"
     try:
-        encoder = AutoModel.from_config(AutoConfig.from_pretrained(model_folder))
+        encoder = AutoModel.from_config(AutoConfig.from_pretrained(model_folder), dtype=torch.float32)
         model = MultiExitBert(encoder, config["num_labels"], config["exit_layers"], config["pooling"])
         model.load_state_dict(safetensors.torch.load_file(model_folder / "model.safetensors"))
         return model.eval(), AutoTokenizer.from_pretrained(model_folder)
-    except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
-        raise InputError(f"{model_folder} does not hold this run's model ({str(error).splitlines()[0][:80]})") from None
+    except Exception as error:                         # torn or foreign in one of too many ways to list
+        raise InputError(f"{model_folder} does not hold this run's model ({type(error).__name__}); train it again") from None
 
 
 def clock(model, split, rule, batch_size, device, rounds=5):
@@ -366,19 +381,21 @@ def main(argv=None):
     try:
         report(args)
         return 0
-    except InputError as error:
+    except (InputError, OSError) as error:             # OSError: a full disk, a folder that cannot be written
         print(f"exits.py: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, InputError) else 1
 
 
 def report(args):
-    if args.rule not in RULES or args.threshold is not None or args.patience is not None:
+    given = args.threshold is not None or args.patience is not None
+    if given and not (args.examples or args.clock):
+        raise InputError("--threshold and --patience are for --examples and --clock; the table tries all settings")
+    if args.rule not in RULES or given:
         make_rule(args.rule, args.threshold, args.patience)                    # complain before anything is written
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: no GPU to be seen; use --device cpu")
     runs = [(Path(folder), *load_run(folder)) for folder in args.runs]
-    if len({(config["task"], *config["exit_layers"]) for _, config, _, _, _ in runs}) > 1:
-        raise InputError("the runs differ in task or exits: one table cannot hold them")
+    check_one_table(runs)
     tables = [trade_off(logits, labels, config["exit_layers"], result["metric"]) for _, config, result, logits, labels in runs]
     chosen = [choose(args, run, rows) for run, rows in zip(runs, tables)] if args.examples or args.clock else []
     models = [load_model(folder, config) for folder, config, *_ in runs] if args.clock else []
@@ -397,6 +414,20 @@ def report(args):
             write_examples(run, make_rule(**setting), split)
         if args.clock:
             print_clock(*models[i], run[1]["max_length"], make_rule(**setting), split, torch.device(args.device))
+
+
+def check_one_table(runs):
+    """InputError unless the runs share task, exits and dev rows, and those of a method differ in seed alone."""
+    methods = {}
+    for folder, config, _, _, labels in runs:
+        if (config["task"], config["exit_layers"], labels.tolist()) != (runs[0][1]["task"], runs[0][1]["exit_layers"],
+                                                                        runs[0][4].tolist()):
+            raise InputError(f"{folder} differs from {runs[0][0]} in task, exits or dev rows: one table cannot hold both")
+        options = {k: v for k, v in config.items() if k not in ("seed", "device_name", "versions")}
+        seeds = methods.setdefault(config["method"], (options, set()))[1]
+        if options != methods[config["method"]][0] or config["seed"] in seeds:
+            raise InputError(f"{folder} has the method of another run but other options, or its seed: give one of them")
+        seeds.add(config["seed"])
 
 
 def choose(args, run, rows):
@@ -442,8 +473,9 @@ def mean_sd(scores):
 def print_front(rows):
     """The settings that no other setting of the same rule beats in both score and speed."""
     print(f"\n{'Pareto front':14}{'threshold':>10}{'patience':>10}{'score':>8}{'exit layer':>12}{'speed-up (counted)':>20}")
-    for row in sorted((r for r in rows if r["pareto"]), key=lambda r: (list(RULES).index(r["rule"]), r["speedup"])):
-        threshold = "" if row["threshold"] is None else f"{row['threshold']:.4f}"
+    front = {(row["rule"], row["speedup"]): row for row in rows if row["pareto"]}.values()        # equal rows once
+    for row in sorted(front, key=lambda r: (list(RULES).index(r["rule"]), r["speedup"])):
+        threshold = "" if row["threshold"] is None else f"{row['threshold']:.6g}"
         print(f"{row['rule']:14}{threshold:>10}{row['patience'] or '':>10}{row['score']:8.1f}{row['exit_layer']:12.2f}"
               f"{row['speedup']:19.2f}x")
 

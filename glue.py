@@ -45,7 +45,7 @@ class Split:
 
     def __init__(self, texts, labels):
         self.texts, self.labels = texts, torch.tensor(labels)
-        self.tokens = self.types = self.starts = None
+        self.tokens = None
 
     def __len__(self):
         return len(self.labels)
@@ -225,6 +225,9 @@ def _read_hub(task, data, names):
             loaded = datasets.load_dataset(data, task)
             table = {name: loaded[hub] for name, hub in hub_names.items()}
         splits = {name: Split([list(t[column]) for column in TASKS[task].hub], list(t["label"])) for name, t in table.items()}
+        for name, split in splits.items():
+            if split.labels.dtype != torch.int64 or not all(isinstance(text, str) for column in split.texts for text in column):
+                raise InputError(f"{data}: {name} of {task} has labels that are no integers, or texts that are none")
     except InputError:
         raise
     except Exception as error:                         # offline, no such id, a torn file: the library's errors have many names
@@ -252,7 +255,7 @@ def _read_tsv(task, path, name):
     if task == "cola" and name != "test":
         lines.insert(0, "source\tlabel\tmark\tsentence")
         first = 0
-    header = lines[0].split("\t") if lines else []
+    header = lines[0].split("\t")
     labelled = not name.startswith("test")
     wanted = list(spec.columns) + [spec.label] * labelled
     missing = [column for column in wanted if column not in header]

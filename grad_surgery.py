@@ -25,7 +25,7 @@ import torch
 RULES = {
     "observe": "keep everything: the plain sum, its angle measured (the paper's pilot)",
     "discard": "drop the contrastive gradient on conflict (the paper's ACL-Grad)",
-    "project": "on conflict remove its component along cross-entropy's gradient (PCGrad one-sided, arXiv 2001.06782)",
+    "project": "on conflict remove its component along cross-entropy's gradient (PCGrad, arXiv 2001.06782, one-sided)",
     "weigh": "multiply it by max(0, cosine) (Du et al., arXiv 1812.02224)",
 }
 
@@ -54,6 +54,11 @@ def acl_grad(ce_loss, cl_loss, parameters, weight, rule="discard", average=None)
 
     Example: g_CE = (1, 0) and g_CL = (-1, 1) meet at 135 degrees.  With weight 1 `discard` gives (1, 0), `project` removes
     (-1, 0) and gives (1, 1), `weigh` gives (1, 0), `observe` (0, 1).
+
+    >>> w = torch.zeros(2, requires_grad=True)
+    >>> seen = acl_grad(w[0], w[1] - w[0], [w], weight=1.0, rule="project")
+    >>> round(seen.angle), w.grad
+    (135, tensor([1., 1.]))
     """
     _check_rule(rule, RULES)
     parameters = [p for p in parameters if p.requires_grad]
@@ -95,7 +100,7 @@ def acl_grad_features(ce_loss, cl_losses, h, weight, rule="discard"):
     among the entries of one tensor would reach the others, since backward multiplies it by 0.)  h: (M, N, d), of the same
     forward.  rule: observe, discard or weigh (project would need a gradient, not a factor).
     Adds to `.grad`, as any backward does: clear it before.  Returns a Conflict whose products hold one triple per exit and
-    whose cosine and kept are means over the exits (all of whose tests decide for themselves).
+    whose cosine, angle and kept are means over the exits, each of which decides for itself.
     Raises ValueError for an unknown rule.
     """
     _check_rule(rule, [name for name in RULES if name != "project"])
@@ -108,8 +113,8 @@ def acl_grad_features(ce_loss, cl_losses, h, weight, rule="discard"):
     # Dropped terms are left out of the sum, not multiplied by 0, so that a NaN among them stays out.
     total = ce_loss + weight * sum(factor * term for factor, term in zip(factors, cl_losses) if factor)
     total.backward()
-    mean = sum(conflict.cosine for conflict, _, _ in exits) / len(exits)
-    return Conflict(mean, _degrees(mean), sum(factors) / len(exits), products.tolist())
+    cosines, angles = zip(*[(seen.cosine, seen.angle) for seen, _, _ in exits])
+    return Conflict(sum(cosines) / len(exits), sum(angles) / len(exits), sum(factors) / len(exits), products.tolist())
 
 
 def _own(gradient, taken):
@@ -154,7 +159,7 @@ def _sums(products):
 
 
 def _degrees(cosine):
-    return math.degrees(math.acos(max(-1.0, min(1.0, cosine)))) if math.isfinite(cosine) else math.nan
+    return math.degrees(math.acos(cosine)) if math.isfinite(cosine) else math.nan
 
 
 def _check_rule(rule, known):
@@ -187,7 +192,7 @@ def load_angles(folder):
             for row in csv.DictReader(file):
                 if row["angle"]:
                     by_epoch.setdefault(int(row["epoch"]), []).append(float(row["angle"]))
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise ValueError(f"{folder} is no run with a whole steps.csv ({type(error).__name__})") from None
     if not by_epoch:
         raise ValueError(f"{folder} measured no angles; train it with --conflict observe")

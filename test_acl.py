@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -36,6 +37,9 @@ torch.set_num_threads(1)                # small tensors: a second thread only wa
 ROOT = Path(__file__).parent
 REAL = ROOT / "data"
 real_data = pytest.mark.skipif(not (REAL / "RTE" / "train.tsv").is_file(), reason="no GLUE download in data/")
+
+
+DEMO = ["--task", "demo", "--method", "acl-cl", "--limit-train", "256", "--batch-size", "16"]
 
 
 # ------------------------------------------------------------------------------------------------------------ acl: losses
@@ -206,6 +210,33 @@ def test_geometry_by_hand():
     assert g["uniformity"] == pytest.approx(math.log((2 * 1 + 4 * math.exp(-4)) / 6))      # 2 pairs at 0, 4 at distance^2 2
 
 
+def test_a_zero_vector_gets_no_gradient():
+    h, rows, labels = torch.randn(4, 8), torch.randn(3, 8), torch.tensor([0, 1, 1, 2])
+    h[1] = 0
+    h.requires_grad_()
+    for loss in losses_of(h, labels, rows, 0.5):
+        gradient, = torch.autograd.grad(loss, h)
+        assert gradient[1].tolist() == [0] * 8 and gradient.abs().max() < 100
+
+
+def test_kd_is_float32_for_bf16_logits():
+    s, t = torch.randn(64, 3).bfloat16(), torch.randn(64, 3).bfloat16()
+    loss = acl.kd_loss(s, t, 3.0)
+    assert loss.dtype == torch.float32 and loss == acl.kd_loss(s.float(), t.float(), 3.0)
+    assert acl.kd_loss(s, s, 3.0).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_infinite_temperature():
+    with pytest.raises(ValueError, match="temperature"):
+        acl.scl_loss(H, Y, math.inf)
+
+
+def test_geometry_alignment_of_a_spread_class():
+    """One class at right angles: one pair, ||z_i - z_j||^2 = 2; a sample is no pair with itself."""
+    g = acl.geometry(torch.tensor([[1.0, 0], [0, 2], [-1, 0]]), torch.tensor([0, 0, 1]), torch.eye(2))
+    assert g["alignment"] == pytest.approx(2)
+
+
 # ------------------------------------------------------------------------------------------------------------ grad_surgery
 
 def two_losses(g_ce, g_cl):
@@ -368,6 +399,36 @@ def test_unknown_rule():
         grad_surgery.acl_grad_features(ce, cl, p, 1.0, "project")
 
 
+def test_observe_keeps_a_nan_too():
+    p, ce, cl = two_losses(*NAN)
+    assert grad_surgery.acl_grad(ce, cl, [p], 0.5, "observe").kept == 1
+    assert p.grad.tolist() == pytest.approx([math.nan, 0.5], nan_ok=True)
+
+
+def test_frozen_parameters_are_left_out():
+    a, frozen = torch.zeros(1, requires_grad=True), torch.zeros(1)
+    grad_surgery.acl_grad(a.sum() + frozen.sum(), a.sum(), [a, frozen], 1.0)
+    assert a.grad.item() == 2 and frozen.grad is None
+
+
+def test_shared_gradient_of_ce_alone():
+    a, b, c = (torch.zeros(3, requires_grad=True) for _ in range(3))
+    grad_surgery.acl_grad((a + b).sum(), c.sum(), [a, b, c], 1.0)      # the clone's other branch: only CE reaches a and b
+    a.grad.mul_(2)
+    assert b.grad.tolist() == [1, 1, 1]
+
+
+def test_cosine_is_clamped():
+    assert grad_surgery.cosine([(1 + 1e-7, 1.0, 1.0)]) == 1 and grad_surgery.cosine([(-1 - 1e-7, 1.0, 1.0)]) == -1
+
+
+def test_angles_count_nan_as_conflict(tmp_path, capsys):
+    (tmp_path / "steps.csv").write_text("step,epoch,angle\n1,1,80\n2,1,nan\n3,2,100\n4,2,90\n")
+    assert grad_surgery.main([str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "4 steps, 1 not finite" in printed and "over 90 degrees: 50.0 %   by epoch: 50.0 %  50.0 %" in printed
+
+
 # ------------------------------------------------------------------------------------------------------------------- exits
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
@@ -495,6 +556,141 @@ def test_trade_off_by_hand():
     assert exits.at_speedup(rows, "entropy", 1.5)["speedup"] == 1.6
 
 
+class Words:
+    """A stand-in tokenizer: one token a word, so that lengths are known."""
+    pad_token_id = 0
+
+    def __call__(self, *columns, truncation, max_length, **_):
+        ids = [[1 + len(word) for text in texts for word in text.split()][:max_length] for texts in zip(*columns)]
+        return {"input_ids": ids, "token_type_ids": [[len(columns) - 1] * len(row) for row in ids]}
+
+
+def test_early_exit_remembers_all_exits_passed():
+    """A rule over the whole history: rows dropped on the way must not disturb what the others' earlier exits said."""
+    model, batch = small_model(num_layers=6, num_labels=3).eval(), small_batch(24, 9)
+    with torch.no_grad():
+        _, stored = model(**batch)
+    means = stored[..., 0].cumsum(0) / torch.arange(1, 7)[:, None]
+    seen = []
+    def rule(logits):
+        seen.append(logits.shape[0])
+        return logits[..., 0].mean(dim=0) > means.quantile(0.8)
+    logits, layer = exits.early_exit(model, batch, rule)
+    assert seen == [1, 2, 3, 4, 5] and len(layer.unique()) > 3
+    assert (layer - 1).tolist() == exits.exit_indices(stored, rule).tolist()
+
+
+def test_at_speedup_is_chosen_by_speed_alone():
+    rows = [{"rule": "entropy", "speedup": s, "score": p} for s, p in ((3, 90), (2.5, 70), (2, 60), (2, 65), (1, 99))]
+    assert exits.at_speedup(rows, "entropy", 1.5) == rows[2] and exits.at_speedup(rows, "patience", 1) is None
+
+
+def test_trade_off_settings_speed_and_front():
+    torch.manual_seed(0)
+    rows = exits.trade_off(torch.randn(5, 40, 3), torch.randint(3, (40,)), [2, 3, 5, 8, 12], "accuracy")
+    assert {(r["rule"], r["patience"]) for r in rows} == {("entropy", None), ("confidence", None), ("patience", 1), ("patience", 2),
+                                                          ("patience", 3), ("pcee", 2), ("pcee", 3), ("pcee", 4)}
+    for r in rows:
+        assert r["speedup"] == pytest.approx(12 / r["exit_layer"]) and 2 <= r["exit_layer"] <= 12
+        own = [o for o in rows if o["rule"] == r["rule"]]
+        beaten = any(o["score"] > r["score"] and o["speedup"] >= r["speedup"] or o["score"] >= r["score"] and
+                     o["speedup"] > r["speedup"] for o in own)
+        assert r["pareto"] == (not beaten)
+    assert max(r["speedup"] for r in rows) == 6 and 0 < sum(r["pareto"] for r in rows) < len(rows)
+
+
+def test_dropout_before_the_classifiers():
+    model = small_model(dropout=0.5).train()
+    h = torch.ones(3, 6, 16)
+    assert not torch.equal(model.classify(h), model.classify(h)) and torch.equal(model.eval().classify(h), model.classify(h))
+
+
+def test_roberta_ignores_segments():
+    model, batch = small_model(kind="roberta").eval(), small_batch(3, 6)
+    with_types = model(**batch, token_type_ids=torch.ones_like(batch["input_ids"]))
+    assert torch.equal(with_types[0], model(**batch)[0])
+
+
+def test_a_new_pooler_is_a_head_and_other_missing_weights_are_refused(tmp_path):
+    small_model().encoder.config.save_pretrained(tmp_path)
+    BertTokenizer(vocab={w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "word"])}).save_pretrained(tmp_path)
+    weights = small_model().encoder.state_dict()
+    for lost, heads in ((None, 6), ("pooler", 8)):
+        safetensors.torch.save_file({n: w for n, w in weights.items() if lost is None or lost not in n},
+                                    tmp_path / "model.safetensors", {"format": "pt"})
+        encoder, _ = exits.load_encoder(str(tmp_path))
+        assert len(exits.MultiExitBert(encoder, 2).head_parameters()) == heads
+    assert len(exits.MultiExitBert(encoder, 2, pooling="mean").head_parameters()) == 6
+    safetensors.torch.save_file({n: w for n, w in weights.items() if "layer.1." not in n}, tmp_path / "model.safetensors",
+                                {"format": "pt"})
+    with pytest.raises(glue.InputError, match="lacks weights"):
+        exits.load_encoder(str(tmp_path))
+
+
+def test_classifiers_start_as_bert_does():
+    model = exits.MultiExitBert(small_model(num_layers=3).encoder, 50)
+    weights = torch.cat([c.weight.flatten() for c in model.classifiers])
+    assert weights.std().item() == pytest.approx(0.02, rel=0.1) and not any(c.bias.any() for c in model.classifiers)
+
+
+def words_split(rows=9):
+    split = glue.Split([[" ".join(["w" * (1 + (i * j) % 20) for j in range(1 + (5 * i) % 7)]) for i in range(rows)]], [i % 2 for i in range(rows)])
+    split.tokenize(Words(), 16)
+    return split
+
+
+def test_all_exits_in_eval_mode_and_in_order():
+    model, split = small_model(dropout=0.5).train(), words_split()
+    h, logits = exits.all_exits(model, split, torch.device("cpu"), keep_h=7, batch_size=2)
+    with torch.no_grad():
+        want_h, want = model.eval()(**split.batch(torch.arange(9)))
+    assert torch.allclose(h, want_h[:, :7], atol=1e-5) and torch.allclose(logits, want, atol=1e-5)
+
+
+def test_mean_sd():
+    assert exits.mean_sd([1, 2, 3]) == "2.0±1.0" and exits.mean_sd([1]) == "1.0" and exits.mean_sd([1, None]) == "-"
+
+
+def test_clock_counts():
+    model, split = small_model().eval(), words_split()
+    rule = lambda logits: logits[-1, :, 0] > logits[-1, :, 1]
+    full, early, counted = exits.clock(model, split, rule, 4, torch.device("cpu"), rounds=1)
+    _, logits = exits.all_exits(model, split, torch.device("cpu"))
+    assert full > 0 and early > 0 and counted > 1
+    assert counted == pytest.approx(3 / (exits.exit_indices(logits, rule) + 1).double().mean().item())
+
+
+def tiny_run(folder):
+    assert train.main([*DEMO, "--max-steps", "1", "--output", str(folder)]) == 0
+    return folder / "demo_acl-cl_1"
+
+
+def test_runs_that_do_not_fit_one_table_or_their_data(tmp_path, capsys):
+    one = tiny_run(tmp_path)
+    two = shutil.copytree(one, tmp_path / "two")
+    config = json.loads((two / "config.json").read_text())
+    for change, word in (({"exit_layers": [1, 2, 3, 5]}, "differs"), ({"weight": 3}, "other options"), ({}, "its seed")):
+        (two / "config.json").write_text(json.dumps(config | change))
+        status, error = run_main(exits.main, [one, two], capsys)
+        assert status == 2 and word in error
+    (two / "config.json").write_text(json.dumps(config | {"holdout": 100}))
+    status, error = run_main(exits.main, [two, "--examples", "--rule", "patience", "--patience", "1"], capsys)
+    assert status == 2 and "have changed" in error
+    assert not any((run / "tradeoff.csv").exists() for run in (one, two))
+
+
+def test_examples_say_what_the_exit_said(tmp_path):
+    demo_run = tiny_run(tmp_path)
+    assert exits.main([str(demo_run), "--examples", "--rule", "patience", "--patience", "1"]) == 0
+    _, _, logits, labels = exits.load_run(demo_run)
+    index = exits.exit_indices(logits, exits.make_rule("patience", patience=1))
+    lines = [line.split("\t") for line in (demo_run / "examples.tsv").read_text().splitlines()[1:]]
+    said = logits[index, torch.arange(500)].softmax(-1)
+    assert [line[1] for line in lines] == [f"{p:.4f}" for p in said.amax(-1).tolist()]
+    assert [[glue.WORDS.index(word) for word in line[2:4]] for line in lines] == torch.stack([said.argmax(-1), labels], 1).tolist()
+    assert [tuple(line[4:]) for line in lines] == list(zip(*glue.load_task("demo", "unused")["dev"].texts))
+
+
 # -------------------------------------------------------------------------------------------------------------------- glue
 
 def test_metrics_by_hand():
@@ -584,15 +780,6 @@ def test_real_files(task, counts, first, ones):
     assert not any(column[0].startswith("\ufeff") for split in splits.values() for column in split.texts)
 
 
-class Words:
-    """A stand-in tokenizer: one token a word, so that lengths are known."""
-    pad_token_id = 0
-
-    def __call__(self, *columns, truncation, max_length, **_):
-        ids = [[1 + len(word) for text in texts for word in text.split()][:max_length] for texts in zip(*columns)]
-        return {"input_ids": ids, "token_type_ids": [[len(columns) - 1] * len(row) for row in ids]}
-
-
 def test_batches_hold_their_rows_padded_to_the_longest():
     split = glue.Split([["a bb", "ccc", "d e f"], ["x", "", "yy zz"]], [0, 1, 1])
     split.tokenize(Words(), max_length=4)
@@ -662,9 +849,56 @@ def test_predictions_file(tmp_path):
     assert (tmp_path / "RTE.tsv").read_text() == "index\tprediction\n0\tnot_entailment\n1\tentailment\n"
 
 
+def test_bucketed_batches_are_shuffled_within_windows_and_among_themselves():
+    lengths = torch.arange(4000)                                              # no ties: sorting alone would leave no choice
+    one, two = (glue.bucketed_batches(lengths, 2, torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    assert len({tuple(b.tolist()) for b in one} & {tuple(b.tolist()) for b in two}) < 1000        # other neighbours
+    firsts = [int(batch[0]) for batch in one]
+    assert firsts[:50] != sorted(firsts[:50])                                 # not from short to long
+
+
+def test_the_tokenizers_own_padding():
+    split = glue.Split([["a bb", "c"]], [0, 1])
+    words = Words()
+    words.pad_token_id = 9
+    split.tokenize(words, max_length=4)
+    assert split.batch(torch.tensor([0, 1]))["input_ids"].tolist() == [[2, 3], [2, 9]]
+
+
+def test_limit_train_and_holdout():
+    whole = glue.load_task("demo", "unused")["train"]
+    texts = list(zip(*whole.texts))
+    limited = glue.load_task("demo", "unused", limit_train=300)
+    assert list(limited) == ["train", "dev", "test"] and list(zip(*limited["train"].texts)) == texts[:300]
+    held = glue.load_task("demo", "unused", limit_train=300, holdout=100)
+    assert list(held) == ["train", "dev"] and list(zip(*held["train"].texts)) == texts[:200]
+    assert list(zip(*held["dev"].texts)) == texts[200:300] and held["dev"].labels.tolist() == whole.labels[200:300].tolist()
+
+
+def test_short_rows_are_an_error_outside_qqps_train(tmp_path):
+    with pytest.raises(glue.InputError, match="line 4"):
+        glue.load_task("qqp", write_download(tmp_path, "qqp", dev=DOWNLOAD["qqp"][0] + "5\t6\n"))
+
+
+def test_hub_copy_of_mnli_and_foreign_labels(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "mnli").mkdir()
+    def write(name, labels):
+        datasets.Dataset.from_dict({"premise": [name + "A"] * 3, "hypothesis": ["B"] * 3, "label": labels}).to_parquet(
+            tmp_path / "mnli" / f"{name}-00000-of-00001.parquet")
+    for name in ("train", "validation_matched", "validation_mismatched", "test_matched", "test_mismatched"):
+        write(name, [-1] * 3 if name.startswith("test") else [0, 1, 2])
+    splits = glue.load_task("mnli", str(tmp_path))
+    assert {name: split.texts[0][0] for name, split in splits.items()} == {
+        "train": "trainA", "dev_matched": "validation_matchedA", "dev_mismatched": "validation_mismatchedA",
+        "test_matched": "test_matchedA", "test_mismatched": "test_mismatchedA"}
+    write("validation_matched", [0, 1, 3])
+    with pytest.raises(glue.InputError, match="labels outside"):
+        glue.load_task("mnli", str(tmp_path))
+
+
 # ------------------------------------------------------------------------------------------------------------------- train
 
-DEMO = ["--task", "demo", "--method", "acl-cl", "--limit-train", "256", "--batch-size", "16"]
 
 
 def run_main(main, argv, capsys):
@@ -806,9 +1040,9 @@ def test_same_command_same_bytes(threads, tmp_path):
 @pytest.mark.parametrize("method", train.METHODS)
 @pytest.mark.parametrize("at", ["parameters", "features"])
 def test_every_method_trains_with_every_gate(method, at, tmp_path, capsys):
-    rules = ["none"] if method == "ce" else ["none", "observe", "discard", "weigh", "project"]
+    rules = ["none"] if method == "ce" else ["none", "observe", "discard", "weigh", "project"] if method == "acl-cl" else ["discard"]
     for rule in rules:
-        if at == "features" and (rule == "project" or method == "kd"):
+        if at == "features" and (rule in ("none", "project") or method == "kd"):
             continue
         argv = ["--task", "demo", "--method", method, "--exits", "2,4", "--limit-train", "64", "--max-steps", "2", "--center",
                 "--output", str(tmp_path / rule), "--conflict", rule, "--conflict-at", at]
@@ -818,9 +1052,20 @@ def test_every_method_trains_with_every_gate(method, at, tmp_path, capsys):
         assert (float(steps[0]["cl_loss"]) > 0) == (method != "ce")
 
 
+REAL_ENCODER = exits.demo_encoder
+
+
+def noisy_encoder(vocab_size):
+    """The demo's encoder, but with dropout before the classifiers: else no test would see dropout's seeds."""
+    encoder = REAL_ENCODER(vocab_size)
+    encoder.config.hidden_dropout_prob = 0.1
+    return encoder
+
+
 def child(argv):
     """A training process of its own; started from a server that has the modules loaded, so in no time."""
     torch.set_num_threads(1)
+    exits.demo_encoder = noisy_encoder
     os._exit(train.main(argv))
 
 
@@ -828,44 +1073,57 @@ forkserver = multiprocessing.get_context("forkserver")
 forkserver.set_forkserver_preload(["test_acl"])
 
 
+def distributed_child(rank, world, port, argv):
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    child(argv)
+
+
 def test_kill_and_resume_is_exact(tmp_path, capfd):
-    """kill -9 at ten random moments; the same command goes on, and ends with the bytes of a run that nobody killed."""
+    """kill -9 ten times, in turn a moment after a checkpoint and in the midst of writing one; the same command goes on, and
+    ends with the bytes of a run that nobody killed."""
     argv = [*DEMO, "--max-steps", "40", "--save-steps", "3", "--conflict-groups", "--resume", "--output"]
+    a, b = (tmp_path / name / "demo_acl-cl_1" for name in ("whole", "killed"))
 
     def start(output):
         process = forkserver.Process(target=child, args=([*argv, str(tmp_path / output)],))
         process.start()
         return process
 
-    start("warm-up").join()                                                    # the server loads its modules
-    begin = time.perf_counter()
+    def written(name):
+        try:
+            return (b / name).stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
     start("whole").join()
-    duration, kills, draw = time.perf_counter() - begin, 0, random.Random(0)
-    while True:
-        process = start("killed")
-        process.join(timeout=duration * draw.uniform(0, 0.25) if kills < 10 else 300)
+    kills, draw, resumed_at = 0, random.Random(0), set()
+    while kills < 10:
+        name, delay = ("checkpoint.pt", draw.uniform(0, 0.02)) if kills % 2 == 0 else ("checkpoint.pt.new", 0)
+        before, process = written(name), start("killed")
+        while written(name) == before and process.is_alive():
+            time.sleep(0.0005)
+        process.join(timeout=delay)
         if process.exitcode is not None:
             break
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         kills += 1
-    assert process.exitcode == 0 and kills >= 5
-    a, b = (tmp_path / name / "demo_acl-cl_1" for name in ("whole", "killed"))
+        resumed_at.add(torch.load(b / "checkpoint.pt")["step"])
+    process = start("killed")
+    process.join(timeout=300)
+    assert process.exitcode == 0 and kills >= 5 and len(resumed_at) >= 4 and any(step % 16 for step in resumed_at), resumed_at
     assert read_run(a) == read_run(b) and (a / "groups.csv").read_bytes() == (b / "groups.csv").read_bytes()
     assert sorted(f.name for f in a.iterdir()) == sorted(f.name for f in b.iterdir() if not f.name.endswith(".new"))
-
-
-def distributed_child(rank, world, port, argv):
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    child(argv)
+    assert not (a / "checkpoint.pt").exists()
 
 
 @pytest.mark.parametrize("method, at", [("acl-cl", "parameters"), ("acl-cl", "features"), ("scl", "parameters")])
-def test_two_processes_are_one(method, at, tmp_path):
+def test_two_processes_are_one(method, at, tmp_path, monkeypatch):
     """Half batches on two gloo processes: the losses, decisions, steps and dev logits of one process on the whole batch."""
     argv = ["--task", "demo", "--method", method, "--exits", "all", "--limit-train", "129", "--batch-size", "32", "--epochs", "2",
             "--precision", "fp32", "--output"]
     argv[-1:-1] = ["--conflict-at", at] if method != "scl" else []
+    monkeypatch.setattr(exits, "demo_encoder", noisy_encoder)
     assert train.main([*argv, str(tmp_path / "one")]) == 0
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -908,6 +1166,8 @@ def test_finished_and_foreign_runs(tmp_path, capsys):
     status, error = run_main(train.main, argv, capsys)
     assert status == 2 and "finished" in error and read_run(folder) == before
     assert run_main(train.main, [*argv, "--resume"], capsys)[0] == 0 and read_run(folder) == before
+    status, error = run_main(train.main, [*argv, "--resume", "--lr", "0.1"], capsys)
+    assert status == 2 and "another lr" in error and read_run(folder) == before
     # an unfinished run: torn checkpoint, other options, a second process
     (folder / "result.json").unlink()
     torch.save({"step": 1}, folder / "checkpoint.pt")
@@ -920,7 +1180,7 @@ def test_finished_and_foreign_runs(tmp_path, capsys):
     assert status == 2 and "torn" in error
     (folder / "checkpoint.pt").unlink()
     if train.fcntl:
-        with open(folder / "steps.csv", "a") as file:
+        with open(folder / ".lock", "w") as file:
             train.fcntl.flock(file, train.fcntl.LOCK_EX)
             status, error = run_main(train.main, [*argv, "--resume"], capsys)
         assert status == 2 and "another process" in error
@@ -933,6 +1193,126 @@ def test_full_disk(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch, "save", lambda content, path: real(content, "/dev/full"))
     status, error = run_main(train.main, [*DEMO, "--max-steps", "2", "--output", tmp_path], capsys)
     assert status == 1 and "cannot write" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("method, conflict", [("ce", "none"), ("scl", "none"), ("acl-embed", "none"), ("acl-grad", "discard"),
+                                              ("acl-cl", "discard"), ("kd", "none")])
+@pytest.mark.parametrize("center", [False, True])
+def test_each_methods_terms(method, conflict, center):
+    """Each exit's term, weighted by its layer's number (not its place in the list); and the method's defaults."""
+    model, labels = small_model(num_layers=5, exits_at="1,3,5", dropout=0.0), torch.tensor([0, 1, 1, 0, 1, 0])
+    h, logits = model(**small_batch(6, 9))
+    args = train.parse_args(["--task", "rte", "--method", method, "--exits", "1,3,5", *["--center"] * center])
+    tau = 2.0 if method == "kd" else 0.5
+    assert args.conflict == conflict and args.temperature == tau and args.weight == (0.5 if method == "kd" else 0.1)
+    views = [acl.center(x, c.weight) if center else (x, c.weight) for x, c in zip(h, model.classifiers)]
+    (top, top_rows), z = views[-1], logits
+    want = {"ce": [torch.zeros(())] * 3, "scl": [acl.scl_loss(x, labels, tau) for x, _ in views],
+            "acl-embed": [acl.acl_embed_loss(x, labels, r, tau) for x, r in views],
+            "kd": [acl.kd_loss(z[0], z[2], tau), acl.kd_loss(z[1], z[2], tau), torch.zeros(())]}
+    want["acl-grad"] = want["acl-embed"]
+    want["acl-cl"] = [own + (acl.acl_cl_loss(x, top, labels, top_rows, tau) if m < 2 else 0)
+                      for m, (own, (x, _)) in enumerate(zip(want["acl-embed"], views))]
+    ce, cl = train.compute_losses(args, model, h, logits, labels)
+    for m, w in enumerate((1, 3, 5)):
+        assert ce[m].item() == pytest.approx(w / 9 * F.cross_entropy(z[m], labels).item(), rel=1e-5)
+        assert cl[m].item() == pytest.approx(w / 9 * want[method][m].item(), rel=1e-5, abs=1e-7)
+
+
+def test_schedule():
+    model = small_model()
+    optimizer, schedule = train.make_optimizer(train.parse_args(["--task", "rte", "--method", "ce", "--lr", "1e-4"]), model, 100)
+    lrs = []
+    for _ in range(101):
+        lrs.append(schedule.get_last_lr()[0])
+        optimizer.step(), schedule.step()
+    assert lrs[0] == 0 and lrs[5] == pytest.approx(5e-5) and lrs[10] == max(lrs) == 1e-4 and lrs[55] == pytest.approx(5e-5) and lrs[100] == 0
+
+
+def test_seeds_epochs_and_steps(tmp_path, monkeypatch):
+    """Every epoch and seed has an order of its own, every seed a start of its own, every step its own gradient, clipped."""
+    seen, norms, clipped = [], [], []
+    forward, clip, step = train.forward_shared, torch.nn.utils.clip_grad_norm_, torch.optim.AdamW.step
+    def watch_forward(model, data, rows, *rest):
+        seen.append((rows.tolist(), model.training, model.classifiers[0].weight.detach().clone()))
+        return forward(model, data, rows, *rest)
+    def watch_clip(parameters, *rest):
+        norms.append(clip(parameters := list(parameters), *rest))
+        clipped.append(torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm().item())
+        return norms[-1]
+    monkeypatch.setattr(train, "forward_shared", watch_forward)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", watch_clip)
+    assert train.main(["--task", "demo", "--method", "scl", "--limit-train", "64", "--batch-size", "64", "--epochs", "2", "--seeds", "1",
+                       "2", "--lr", "1e-9", "--temperature", "0.01", "--weight", "0.9", "--precision", "fp32", "--output", str(tmp_path)]) == 0
+    orders = [rows for rows, _, _ in seen]
+    assert len(orders) == 4 and all(a != b for a, b in itertools.combinations(orders, 2))
+    assert all(sorted(rows) == list(range(64)) and training for rows, training, _ in seen)
+    assert not torch.equal(seen[0][2], seen[2][2])
+    assert norms[0] > 1 and norms[1].item() == pytest.approx(norms[0].item(), rel=1e-3)      # the same rows, the same weights
+    assert clipped == pytest.approx([1] * 4, rel=1e-3)
+
+
+def test_precision():
+    cpu = torch.device("cpu")
+    assert train.use_bf16("bf16", cpu) is True and train.use_bf16("fp32", cpu) is False
+    model, split = small_model().train(), words_split()
+    for bf16 in (True, False):
+        _, logits = train.forward_shared(model, split, torch.arange(4), cpu, bf16, 0)
+        assert (logits.dtype == torch.bfloat16) == bf16
+
+
+def test_processes_have_dropout_of_their_own(monkeypatch):
+    model, split = small_model(dropout=0.3).train(), words_split()
+    monkeypatch.setattr(train.dist, "all_reduce", lambda x: None)
+    rows, halves = torch.tensor([3, 3, 3, 3]), []
+    for rank in (0, 1):
+        monkeypatch.setattr(train, "process", lambda: (rank, 2))
+        halves.append(train.forward_shared(model, split, rows, torch.device("cpu"), False, 7)[0])
+    assert not halves[0][:, 1::2].any() and not halves[1][:, 0::2].any()
+    assert not torch.allclose(halves[0][:, 0::2], halves[1][:, 1::2])
+
+
+def test_finish_by_hand(tmp_path):
+    """MNLI, two exits: result.json from handmade logs, and the submission files from the deepest exit."""
+    args = train.parse_args(["--task", "mnli", "--method", "acl-cl", "--exits", "1,2", "--predict", "--batch-size", "2"])
+    model, labels = small_model(num_layers=2, num_labels=3), torch.tensor([0, 1, 2, 0])
+    splits = {name: words_split(4 if name != "test_mismatched" else 5) for name in
+              ("train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched")}
+    logits = torch.stack([F.one_hot(torch.tensor([0, 1, 2, 1]), 3), F.one_hot(torch.tensor([0, 1, 1, 1]), 3)]).float()
+    scores = [{"accuracy": 75.0}, {"accuracy": 50.0}]
+    dev = {"dev_matched": (logits, scores), "dev_mismatched": (logits.clone(), [{"accuracy": 1.0}, {"accuracy": 2.0}])}
+    logs = {"exits.csv": [["epoch", "split", "exit", "accuracy"], [1, "dev_matched", 1, "99"], [1, "dev_matched", 2, "40"],
+                          [2, "dev_matched", 1, "75"], [2, "dev_matched", 2, "60"], [2, "dev_mismatched", 2, "98"],
+                          [3, "dev_matched", 2, "50"]],
+            "steps.csv": [["step", "epoch", "ce_loss", "cl_loss", "cosine", "angle", "kept", "lr"]] + [
+                [1, 1, "", "", *seen, ""] for seen in (("0.0", "90.000", "1.0000"), ("nan", "nan", "0.0000"),
+                                                       ("-0.5", "120.000", "0.0000"), ("0.1", "84.261", "1.0000"), ("", "", ""))]}
+    (tmp_path / "checkpoint.pt").write_bytes(b"")
+    result = train.finish(args, 1, splits, model, glue.demo_tokenizer(), torch.device("cpu"), tmp_path, dev, logs, 6, 3.0)
+    assert result == json.loads((tmp_path / "result.json").read_text()) and not (tmp_path / "checkpoint.pt").exists()
+    assert result["score"] == 50 and result["exit_scores"] == [75, 50] and result["mean_exit_score"] == 62.5
+    assert result["dev"] == {"dev_matched": {"accuracy": 50}, "dev_mismatched": {"accuracy": 2}}
+    assert result["best_epoch_picked_on_dev"] == {"epoch": 2, "score": 60}
+    assert result["conflict_share"] == 0.5 and result["non_finite"] == 1 and result["kept"] == 0.5
+    assert result["examples_per_second"] == 4                                  # 6 steps of 2 rows in 3 seconds
+    for name, file in (("test_matched", "MNLI-m.tsv"), ("test_mismatched", "MNLI-mm.tsv")):
+        _, said = exits.all_exits(model, splits[name], torch.device("cpu"))
+        glue.write_predictions(tmp_path / "want", "mnli", said[-1].argmax(-1))
+        assert (tmp_path / file).read_text() == (tmp_path / "want").read_text()
+    assert said[-1].argmax(-1).tolist() != said[0].argmax(-1).tolist()         # the seed shows which exit answers
+
+
+def test_geometry_is_each_exits_own():
+    model, split = small_model(), words_split()
+    args = train.parse_args(["--task", "rte", "--method", "ce"])
+    dev, rows = train.evaluate(args, model, {"dev": split, "train": split}, torch.device("cpu"))
+    h, logits = exits.all_exits(model, split, torch.device("cpu"), keep_h=9)
+    assert list(dev) == ["dev"] and torch.equal(dev["dev"][0], logits)
+    assert dev["dev"][1] == [{"accuracy": glue.accuracy(z.argmax(-1), split.labels)} for z in logits]
+    for m, row in enumerate(rows):
+        geometry = acl.geometry(h[m], split.labels, model.classifiers[m].weight.detach())
+        assert row == ["dev", m + 1, f"{dev['dev'][1][m]['accuracy']:.4f}", *(f"{value:.4f}" for value in geometry.values())]
+
 
 
 # --------------------------------------------------------------------------------------------------------------- bad input
@@ -965,7 +1345,7 @@ def demo(*options):
 def electra(folder):
     ElectraModel(ElectraConfig(vocab_size=40, embedding_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
                                intermediate_size=32)).save_pretrained(folder / "electra")
-    BertTokenizer(vocab={w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])}).save_pretrained(
+    BertTokenizer(vocab={w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "word"])}).save_pretrained(
         folder / "electra")
     return ["--task", "rte", "--method", "ce", "--data", write_download(folder), "--model", folder / "electra"]
 
@@ -1085,9 +1465,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_readme_snippets_and_docstrings_run():
     for result in [doctest.testfile(str(ROOT / "README.md"), module_relative=False)] + [
-            doctest.testmod(module) for module in (acl, grad_surgery, glue, exits, train)]:
-        assert result.failed == 0
-    assert README.count(">>>") > 10
+            doctest.testmod(module) for module in (acl, grad_surgery, exits)]:
+        assert result.failed == 0 and result.attempted > 0
 
 
 def test_readme_commands_and_names_exist():

@@ -7,8 +7,10 @@
 
 Each seed leaves runs/<task>_<method>_<seed>/:
     config.json   every option, the seed, versions       steps.csv    a line a step: both losses, cosine, angle, kept
-    exits.csv     a line an epoch and exit: dev scores   result.json  what the last epoch scored, the time it took
+    exits.csv     a line an epoch and exit: dev scores   groups.csv   --conflict-groups: a line a step and layer
     dev_logits.safetensors   every exit's dev logits     model/       weights, encoder config, tokenizer
+    RTE.tsv ..    --predict: GLUE's submission           result.json  what the last epoch scored, the time it took
+While it runs: checkpoint.pt, and the CSVs as of that checkpoint.
 The score reported is the last epoch's: nothing is picked on dev.
 
 Walk h through it: glue.Split.batch -> MultiExitBert.forward -> compute_losses -> fill_gradients -> optimizer.step.
@@ -19,7 +21,6 @@ import csv
 import json
 import math
 import os
-import pickle
 import platform
 import re
 import statistics
@@ -127,6 +128,10 @@ def parse_args(argv=None):
         p.error("--conflict needs a second loss: choose another method than ce")
     if args.conflict_at == "features" and (args.conflict == "project" or args.method == "kd"):
         p.error("--conflict-at features keeps or drops a contrastive term: not for --conflict project or --method kd")
+    if args.conflict_at == "features" and args.conflict == "none":
+        p.error("--conflict-at features needs --conflict observe, discard or weigh")
+    if args.predict and args.holdout:
+        p.error("--predict needs the test split, which --holdout leaves out")
     if args.conflict_groups and (args.conflict == "none" or args.conflict_at == "features"):
         p.error("--conflict-groups needs the gradients of both losses: --conflict other than none, at the parameters")
     if len(set(args.seeds)) != len(args.seeds) or not all(0 <= seed < 2**31 for seed in args.seeds):
@@ -143,22 +148,23 @@ def compute_losses(args, model, h, logits, labels):
         SCL alone is a mixture, (1 - lambda) L_CE^m + lambda L_SCL^m                    (arXiv 2011.01403): fill_gradients
     """
     tau = args.temperature
-    rows = [classifier.weight for classifier in model.classifiers]             # exit m's label embeddings l^m (K, d)
-    views = [acl.center(x, l) if args.center else (x, l) for x, l in zip(h, rows)]
-    teacher_h, teacher_rows = views[-1]                                        # the deepest exit
+    pairs = [(x, classifier.weight) for x, classifier in zip(h, model.classifiers)]   # h^m (N, d), l^m (K, d)
+    if args.center:
+        pairs = [acl.center(x, l) for x, l in pairs]
+    teacher_h, teacher_l = pairs[-1]                                      # ACL-CL's teacher: the deepest exit
     ce, cl = [], []
-    for m, (x, l) in enumerate(views):
-        is_teacher = m == len(views) - 1
-        ce.append(F.cross_entropy(logits[m].float(), labels))
+    for (x, l), z in zip(pairs, logits):
+        is_teacher = x is teacher_h
+        ce.append(F.cross_entropy(z.float(), labels))
         if args.method == "scl":
             cl.append(acl.scl_loss(x, labels, tau))
         elif args.method in ("acl-embed", "acl-grad") or args.method == "acl-cl" and is_teacher:
             cl.append(acl.acl_embed_loss(x, labels, l, tau))
         elif args.method == "acl-cl":
-            guided = acl.acl_cl_loss(x, teacher_h, labels, teacher_rows, tau)
+            guided = acl.acl_cl_loss(x, teacher_h, labels, teacher_l, tau)
             cl.append(guided + acl.acl_embed_loss(x, labels, l, tau) if args.students_embed else guided)
         elif args.method == "kd" and not is_teacher:
-            cl.append(acl.kd_loss(logits[m], logits[-1], tau))
+            cl.append(acl.kd_loss(z, logits[-1], tau))
         else:                                                                  # ce, and the teacher under kd
             cl.append(torch.zeros((), device=h.device))
     w = [m if args.exit_weights == "depth" else 1 for m in model.exits]
@@ -182,10 +188,10 @@ def fill_gradients(args, model, h, ce, cl):
 
 
 def forward_shared(model, train, rows, device, bf16, step_seed):
-    """The whole batch's h (M, N, d) and logits (M, N, K).  Of n processes each encodes every n-th row; their sum is h.
+    """The whole batch's h (M, N, d) and logits (M, N, K).  Of n processes each encodes every n-th row, then all share h.
 
-    The losses then see all N samples on every process.  Backward through the sum adds up the n (equal) gradients of its
-    result, so a process holds n times its rows' share of the gradient, and the average over processes is the gradient.
+    The losses see all N samples on every process.  Backward reaches a process's own rows alone, n times as strongly, so that
+    the average over processes is the gradient, for the classifiers too, which every process computes whole.
     """
     rank, n = process()
     # A step's dropout depends on seed, step and process alone, so going on after a kill needs no generator's state.
@@ -194,24 +200,13 @@ def forward_shared(model, train, rows, device, bf16, step_seed):
         if n == 1:
             return model(**train.batch(rows, device))
         mine = torch.arange(len(rows))[rank::n] if len(rows) > rank else torch.arange(1)    # no row left: 0 times row 0
-        h = model.encode(**train.batch(rows[mine], device)).float() * (len(rows) > rank)    # (M, N/n, d)
-        h = SumOverProcesses.apply(torch.zeros(len(h), len(rows), h.shape[-1], device=device).index_copy(1, mine.to(device), h))
+        h = model.encode(**train.batch(rows[mine], device)) * (len(rows) > rank)            # (M, N / n, d)
+        own = torch.zeros(len(h), len(rows), h.shape[-1], device=device).index_copy(1, mine.to(device), h)   # (M, N, d)
+        whole = own.detach().clone()
+        dist.all_reduce(whole)
+        h = whole + n * (own - own.detach())                                   # the value is whole's, the gradient n times own's
         torch.manual_seed(64 * step_seed)                                      # the classifiers' dropout: all processes alike
         return h, model.classify(h)
-
-
-class SumOverProcesses(torch.autograd.Function):
-    """The tensor summed over all processes; its gradient is summed over them as well."""
-
-    @staticmethod
-    def forward(ctx, x):
-        x = x.clone()
-        dist.all_reduce(x)
-        return x
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return SumOverProcesses.apply(gradient)
 
 
 def average(gradient):
@@ -247,24 +242,26 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
     steps_per_epoch = math.ceil(len(train) / args.batch_size)
     total_steps = min(args.epochs * steps_per_epoch, args.max_steps or math.inf)
     optimizer, schedule = make_optimizer(args, model, total_steps)
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
-    options = {k: v for k, v in vars(args).items() if k not in ("seeds", "output", "resume")}
-    config = {**options, "seed": seed, "exit_layers": model.exits, "num_labels": len(task.labels), "bf16": bf16,
-              "processes": process()[1], "device_name": device_name(device), "versions": versions}
-    headers = {"steps.csv": ["step", "epoch", "ce_loss", "cl_loss", "cosine", "angle", "kept", "lr"],
-               "exits.csv": ["epoch", "split", "exit", *task.metrics, *GEOMETRY]}
-    headers |= {"groups.csv": ["step", "group", "cosine"]} if args.conflict_groups else {}
-    step, seconds, log_bytes = load_checkpoint(folder, config, model, optimizer, schedule)
-    logs = open_logs(folder, config, headers, log_bytes) if is_writer else {}
+    config = {**run_options(args, seed), "exit_layers": model.exits, "num_labels": len(task.labels), "bf16": bf16,
+              "device_name": device_name(device)}
+    logs = {"steps.csv": [["step", "epoch", "ce_loss", "cl_loss", "cosine", "angle", "kept", "lr"]],
+            "exits.csv": [["epoch", "split", "exit", *task.metrics, *GEOMETRY]]}
+    logs |= {"groups.csv": [["step", "group", "cosine"]]} if args.conflict_groups else {}
+    locked = lock(folder) if is_writer else None                               # as long as this function runs
+    step, seconds, logs = load_checkpoint(folder, model, optimizer, schedule, logs, total_steps)
+    if is_writer:
+        write_json(folder / "config.json", config)
     dev = None
 
     for epoch in range(step // steps_per_epoch + 1, math.ceil(total_steps / steps_per_epoch) + 1):
         order = torch.Generator().manual_seed(1000 * seed + epoch)             # the epoch's order depends on nothing else
         batches = glue.bucketed_batches(train.lengths, args.batch_size, order)
         todo = batches[step - (epoch - 1) * steps_per_epoch:][:total_steps - step]      # all of them, unless resumed or cut
+        if not todo:                                                           # resumed behind the last step
+            break
         bar = tqdm(todo, desc=f"epoch {epoch}/{args.epochs}", disable=None if is_writer else True, leave=False)
         model.train()
-        start, steps = time.perf_counter(), []
+        start = time.perf_counter()
         for rows in bar:
             h, logits = forward_shared(model, train, rows, device, bf16, seed * 1_000_003 + step)    # (M, N, d), (M, N, K)
             ce, cl = compute_losses(args, model, h, logits, train.labels[rows].to(device))
@@ -273,57 +270,56 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             ce_loss, cl_loss, norm = torch.stack([sum(ce), sum(cl), norm]).tolist()
             if not math.isfinite(ce_loss) or not math.isfinite(norm):
-                raise FloatingPointError(
-                    f"step {step + 1}: cross-entropy {ce_loss}, contrastive loss {cl_loss}, gradient norm {norm}; stopped: "
-                    "try a smaller --lr or --head-lr, or --precision fp32")
+                raise FloatingPointError(f"step {step + 1}: cross-entropy {ce_loss}, contrastive loss {cl_loss}, gradient norm "
+                                         f"{norm}; start again with a smaller --lr or --head-lr, or --precision fp32")
             optimizer.step()
             step += 1
-            steps.append((ce_loss, cl_loss, seen and seen.kept))
             conflict = ["", "", ""] if seen is None else [f"{seen.cosine:.6f}", f"{seen.angle:.3f}", f"{seen.kept:.4f}"]
-            if is_writer:
-                line = [step, epoch, f"{ce_loss:.6f}", f"{cl_loss:.6f}", *conflict, f"{schedule.get_last_lr()[0]:.4g}"]
-                write_rows(logs["steps.csv"], [line])
-                if args.conflict_groups:
-                    write_rows(logs["groups.csv"], group_cosines(model, seen, step))
+            logs["steps.csv"].append([step, epoch, f"{ce_loss:.6f}", f"{cl_loss:.6f}", *conflict,
+                                      f"{schedule.get_last_lr()[0]:.4g}"])
+            if args.conflict_groups:
+                logs["groups.csv"] += group_cosines(model, seen, step)
             schedule.step()
             bar.set_postfix({"ce": f"{ce_loss:.3f}", "cl": f"{cl_loss:.3f}"} | (
                 {"cosine": conflict[0], "kept": conflict[2]} if seen else {}))
-            if args.save_steps and step % args.save_steps == 0 and rows is not todo[-1]:
+            if is_writer and args.save_steps and step % args.save_steps == 0 and rows is not todo[-1]:
                 save_checkpoint(folder, model, optimizer, schedule, logs, step, seconds + time.perf_counter() - start)
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds += time.perf_counter() - start
 
-        dev = evaluate(args, model, splits, device)
+        dev, rows = evaluate(args, model, splits, device)
+        logs["exits.csv"] += [[epoch, *row] for row in rows]
         if is_writer:
-            for name, (_, scores, geometry) in dev.items():
-                write_rows(logs["exits.csv"], [[epoch, name, layer, *(f"{value:.4f}" for value in (s | g).values())]
-                                               for layer, s, g in zip(model.exits, scores, geometry)])
             save_checkpoint(folder, model, optimizer, schedule, logs, step, seconds)
-            print(f"epoch {epoch}/{args.epochs}  {epoch_line(steps, next(iter(dev.values()))[1], task.metrics[0])}", flush=True)
-    dev = dev or evaluate(args, model, splits, device)                         # killed between last epoch and finish
-    return finish(args, seed, splits, model, tokenizer, device, folder, dev, step, seconds) if is_writer else None
+            by_exit = [s[task.metrics[0]] for s in next(iter(dev.values()))[1]]
+            print(f"epoch {epoch}/{args.epochs}  dev {task.metrics[0]} " + " ".join(f"{value:.1f}" for value in by_exit)
+                  + f"  mean {statistics.mean(by_exit):.1f}", flush=True)
+    dev = dev or evaluate(args, model, splits, device)[0]                      # killed between the last epoch and finish
+    return finish(args, seed, splits, model, tokenizer, device, folder, dev, logs, step, seconds) if is_writer else None
 
 
 def evaluate(args, model, splits, device):
-    """{dev split: (logits (M, R, K), [exit 1's {metric: points}, ..], [exit 1's {geometry: number}, ..])}.
+    """{dev split: (logits (M, R, K), [exit 1's {metric: points}, ..])}, and exits.csv's rows without their epoch.
 
     Without autocast: the stored logits are float32.
     """
-    out = {}
+    dev, rows = {}, []
     for name in (n for n in splits if n.startswith("dev")):
         labels = splits[name].labels
-        h, logits = exits.all_exits(model, splits[name], device)               # (M, R, d), (M, R, K)
-        rows = [classifier.weight.detach().float().cpu() for classifier in model.classifiers]
-        out[name] = (logits, [glue.score(args.task, z, labels) for z in logits],
-                     [acl.geometry(x[:GEOMETRY_ROWS], labels[:GEOMETRY_ROWS], l) for x, l in zip(h, rows)])
-    return out
+        h, logits = exits.all_exits(model, splits[name], device, GEOMETRY_ROWS)     # (M, at most GEOMETRY_ROWS, d), (M, R, K)
+        dev[name] = logits, [glue.score(args.task, z, labels) for z in logits]
+        for layer, x, classifier, scores in zip(model.exits, h, model.classifiers, dev[name][1]):
+            geometry = acl.geometry(x, labels[:len(x)], classifier.weight.detach().float().cpu())
+            rows.append([name, layer, *(f"{value:.4f}" for value in (scores | geometry).values())])
+    return dev, rows
 
 
 def group_cosines(model, seen, step):
     """Rows (step, group, cosine) of groups.csv: the step's conflict in the embeddings, each layer, the label embeddings."""
     groups = {}
-    for (name, _), product in zip(model.named_parameters(), seen.products):
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    for name, product in zip(names, seen.products, strict=True):
         layer = re.search(r"\.layer\.(\d+)\.", name)
         group = (f"layer {int(layer[1]) + 1}" if layer else "label embeddings" if name.startswith("classifiers") else
                  "pooler" if ".pooler." in name else "embeddings")
@@ -331,10 +327,10 @@ def group_cosines(model, seen, step):
     return [[step, group, f"{grad_surgery.cosine(products):.4f}"] for group, products in groups.items()]
 
 
-def finish(args, seed, splits, model, tokenizer, device, folder, dev, step, seconds):
+def finish(args, seed, splits, model, tokenizer, device, folder, dev, logs, step, seconds):
     """Write dev_logits, model, predictions and, last of all, result.json, whose presence says "finished"."""
     metric = glue.TASKS[args.task].metrics[0]
-    tensors = {f"{name}.logits": logits for name, (logits, _, _) in dev.items()}
+    tensors = {f"{name}.logits": logits for name, (logits, _) in dev.items()}
     save_whole(safetensors.torch.save_file, tensors | {f"{name}.labels": splits[name].labels for name in dev},
                folder / "dev_logits.safetensors")
     (folder / "model").mkdir(exist_ok=True)
@@ -346,19 +342,19 @@ def finish(args, seed, splits, model, tokenizer, device, folder, dev, step, seco
             _, logits = exits.all_exits(model, splits[name], device)
             file = glue.TASKS[args.task].folder + {"test_matched": "-m", "test_mismatched": "-mm"}.get(name, "") + ".tsv"
             glue.write_predictions(folder / file, args.task, logits[-1].argmax(dim=-1))
-    main_split, (_, scores, _) = next(iter(dev.items()))
+    main_split, (_, scores) = next(iter(dev.items()))
     by_exit = [s[metric] for s in scores]
-    best = max((row for row in read_csv(folder / "exits.csv")
-                if row["split"] == main_split and row["exit"] == str(model.exits[-1])), key=lambda row: float(row[metric]))
-    seen = [row for row in read_csv(folder / "steps.csv") if row["kept"]]
+    epochs = [(float(row[3]), row[0]) for row in logs["exits.csv"] if row[1:3] == [main_split, model.exits[-1]]]
+    best = max(epochs, key=lambda score_and_epoch: score_and_epoch[0])
+    seen = [[float(value) for value in row[4:7]] for row in logs["steps.csv"][1:] if row[4]]      # cosine, angle, kept
     batches = math.ceil(len(splits["train"]) / args.batch_size)
     result = {"task": args.task, "method": args.method, "seed": seed, "metric": metric, "score": by_exit[-1],
-              "dev": {name: scores[-1] for name, (_, scores, _) in dev.items()}, "exit_layers": model.exits,
+              "dev": {name: scores[-1] for name, (_, scores) in dev.items()}, "exit_layers": model.exits,
               "exit_scores": by_exit, "mean_exit_score": statistics.mean(by_exit),
-              "best_epoch_picked_on_dev": {"epoch": int(best["epoch"]), "score": float(best[metric])}, "steps": step,
-              "conflict_share": statistics.mean(not float(row["cosine"]) >= 0 for row in seen) if seen else None,
-              "non_finite": sum(not math.isfinite(float(row["cosine"])) for row in seen),
-              "kept": statistics.mean(float(row["kept"]) for row in seen) if seen else None, "seconds": round(seconds, 2),
+              "best_epoch_picked_on_dev": {"epoch": best[1], "score": best[0]}, "steps": step,
+              "conflict_share": statistics.mean(not angle <= 90 for _, angle, _ in seen) if seen else None,
+              "non_finite": sum(not math.isfinite(cosine) for cosine, _, _ in seen),
+              "kept": statistics.mean(kept for _, _, kept in seen) if seen else None, "seconds": round(seconds, 2),
               "examples_per_second": round(step * len(splits["train"]) / batches / seconds, 2),
               "device": device_name(device)}
     write_json(folder / "result.json", result)
@@ -368,73 +364,69 @@ def finish(args, seed, splits, model, tokenizer, device, folder, dev, step, seco
 
 # ----------------------------------------------------------------------------------------- files: logs, checkpoint, result
 
-def open_logs(folder, config, headers, log_bytes):
-    """{name: the run's CSV, open for appending}, cut to its length at the checkpoint; without one, new, and config.json too.
-
-    Locked, so that a second process on the same folder is refused.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    logs = {name: open(folder / name, "a", newline="") for name in headers}
+def lock(folder):
+    """Make the run's folder and refuse a second process on it.  Held as long as the returned file is open."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"--output: {error.filename} is a file; choose another") from None
+    file = open(folder / ".lock", "w")
     try:
         if fcntl:
-            fcntl.flock(logs["steps.csv"], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise InputError(f"{folder}: another process is writing this run; wait for it or choose another --output") from None
-    if not log_bytes:
-        write_json(folder / "config.json", config)
-    for name, file in logs.items():
-        file.truncate(log_bytes.get(name, 0))
-        if not log_bytes:
-            write_rows(file, [headers[name]])
-    return logs
+    return file
 
 
-def write_rows(file, rows):
-    csv.writer(file, lineterminator="\n").writerows(rows)
+def save_checkpoint(folder, model, optimizer, schedule, logs, step, seconds):
+    """Everything the rest of the run depends on, in one file that replaces the last one whole; then the logs as CSV."""
+    save_whole(torch.save, {"step": step, "seconds": seconds, "logs": logs, "model": model.state_dict(),
+                            "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, folder / "checkpoint.pt")
+    for name, rows in logs.items():
+        with open(folder / name, "w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def load_checkpoint(folder, model, optimizer, schedule, logs, total_steps):
+    """Put everything back.  Returns step, seconds, logs: 0, 0 and the logs given if there is no checkpoint.  InputError."""
+    path = folder / "checkpoint.pt"
+    if not path.exists():
+        return 0, 0.0, logs
+    try:
+        state = torch.load(path, weights_only=True)                            # tensors and plain values, no code
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        if not 0 < state["step"] <= total_steps or state["logs"].keys() != logs.keys():
+            raise ValueError
+        return int(state["step"]), float(state["seconds"]), state["logs"]
+    except Exception as error:                         # torn or foreign in one of too many ways to list
+        raise InputError(f"{path} is torn ({type(error).__name__}); remove {folder} and start again") from None
+
+
+def run_options(args, seed):
+    """What a run's numbers depend on, for its config.json."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+    options = {k: v for k, v in vars(args).items() if k not in ("seeds", "output", "resume", "save_steps")}
+    return {**options, "seed": seed, "processes": process()[1], "versions": versions}
+
+
+def check_same_run(folder, options):
+    """InputError if the run in `folder` was made with other options, so that --resume neither mixes nor repeats it."""
+    try:
+        theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        different = [k for k in options if theirs.get(k) != json.loads(json.dumps(options[k]))]
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{folder / 'config.json'} cannot be read ({type(error).__name__}); remove {folder}") from None
+    if different:
+        raise InputError(f"{folder} was made with another {different[0]}: {theirs.get(different[0])}, now "
+                         f"{options[different[0]]}; repeat its options or choose another --output")
 
 
 def read_csv(path):
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
-
-
-def epoch_line(steps, scores, metric):
-    """An epoch in a line.  steps: rows (ce_loss, cl_loss, kept or None) since its start or the resume; scores by exit."""
-    ce, cl, kept = zip(*steps)
-    line = f"ce {statistics.mean(ce):.3f}  cl {statistics.mean(cl):.3f}"
-    line += f"  kept {100 * statistics.mean(kept):.0f} %" if None not in kept else ""
-    line += f"  dev {metric} " + " ".join(f"{s[metric]:.1f}" for s in scores)
-    return line + (f"  mean {statistics.mean(s[metric] for s in scores):.1f}" if len(scores) > 1 else "")
-
-
-def save_checkpoint(folder, model, optimizer, schedule, logs, step, seconds):
-    """Everything the rest of the run depends on, in one file that replaces the last one whole."""
-    for file in logs.values():
-        file.flush()
-    if logs:                                                                   # the writing process, alone
-        save_whole(torch.save, {"step": step, "seconds": seconds, "model": model.state_dict(),
-                                "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
-                                "log_bytes": {name: file.tell() for name, file in logs.items()}}, folder / "checkpoint.pt")
-
-
-def load_checkpoint(folder, config, model, optimizer, schedule):
-    """Put everything back.  Returns step, seconds and the logs' lengths in bytes: 0, 0 and {} if there is no checkpoint."""
-    path = folder / "checkpoint.pt"
-    if not path.exists():
-        return 0, 0.0, {}
-    try:
-        theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        state = torch.load(path, weights_only=True)                            # tensors and plain values, no code
-        different = [k for k in config if theirs.get(k) != json.loads(json.dumps(config[k]))]
-        if different:
-            raise InputError(f"{folder} was started with another {different[0]}: {theirs.get(different[0])}, "
-                             f"now {config[different[0]]}; repeat its options or choose another --output")
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        return state["step"], state["seconds"], state["log_bytes"]
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path} is torn ({type(error).__name__}); remove {folder} and start again") from None
 
 
 def save_whole(save, content, path):
@@ -484,13 +476,12 @@ def run(args):
     device = pick_device(args.device)
     is_writer = process()[0] == 0
     folders = [Path(args.output) / f"{args.task}_{args.method}_{seed}" for seed in args.seeds]
-    beside = next((p for p in Path(args.output).absolute().parents if p.exists() and not p.is_dir()), None)
-    if beside or Path(args.output).is_file():
-        raise InputError(f"--output {args.output}: {beside or args.output} is a file")
-    for folder in folders if is_writer and not args.resume else []:
-        if folder.exists():
+    for seed, folder in zip(args.seeds, folders):
+        if folder.exists() and not args.resume and is_writer:
             state = "holds a finished run" if (folder / "result.json").exists() else "exists"
             raise InputError(f"{folder} {state}; use --resume, remove it, or choose another --output")
+        if args.resume and any((folder / name).exists() for name in ("checkpoint.pt", "result.json")):
+            check_same_run(folder, run_options(args, seed))
     splits = glue.load_task(args.task, args.data, args.limit_train, args.holdout)
     results = []
     for seed, folder in zip(args.seeds, folders):
@@ -508,7 +499,8 @@ def run(args):
         model = exits.MultiExitBert(encoder, len(glue.TASKS[args.task].labels), args.exits, args.pooling).to(device)
         if args.method in ("acl-cl", "kd") and len(model.exits) == 1:
             raise InputError(f"--method {args.method} needs students: more than one exit")
-        room = encoder.config.max_position_embeddings - (2 if encoder.config.model_type == "roberta" else 0)
+        positions = encoder.embeddings.position_embeddings
+        room = positions.num_embeddings - (0 if positions.padding_idx is None else positions.padding_idx + 1)   # RoBERTa: 2 less
         if args.max_length > room and args.task != "demo":
             raise InputError(f"--max-length {args.max_length}: this model has {room} positions")
         if splits["train"].tokens is None:
@@ -534,8 +526,11 @@ def main(argv=None):
     except InputError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
-    except (FloatingPointError, OSError) as error:                            # diverged; disk full, folder gone or read-only
-        print(f"train.py: {error}; --resume goes on from the last checkpoint", file=sys.stderr)
+    except FloatingPointError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:                                                  # disk full, folder gone or read-only
+        print(f"train.py: {error}; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("train.py: interrupted; the same command with --resume goes on", file=sys.stderr)

@@ -188,7 +188,7 @@ def untrained(config):
 def draw_space(axes, layer, title, config, dev, model, tokenizer):
     dev.tokenize(tokenizer, config["max_length"])
     index = config["exit_layers"].index(layer)
-    h = exits.all_exits(model, dev, torch.device("cpu"))[0][index]                                   # (R, d)
+    h = exits.all_exits(model, dev, torch.device("cpu"), len(dev))[0][index]                                   # (R, d)
     rows = model.classifiers[index].weight.detach()                                                  # (K, d)
     dots, stars, share = plane(h, rows)
     for k, (colour, marker) in enumerate(CLASSES[:len(rows)]):
