@@ -87,7 +87,8 @@ class MultiExitBert(nn.Module):
             hidden = layer(hidden, mask)                                      # (N, L, d): a tensor since transformers 5
             if number in self.exits:
                 h.append(self.represent(hidden, token_mask))
-        return torch.stack(h).float()                                         # (M, N, d), float32 under autocast as well
+        # (M, N, d) in the parameters' dtype: under autocast a pooler's output would be bf16, too coarse for the losses.
+        return torch.stack(h).to(self.classifiers[0].weight.dtype)
 
     def classify(self, h):
         """h (M, N, d) -> logits (M, N, K), each exit's by its own classifier."""
@@ -202,16 +203,16 @@ RULES = {"entropy": (entropy, ("threshold",)), "confidence": (confidence, ("thre
          "patience": (patience, ("patience",)), "pcee": (pcee, ("threshold", "patience"))}
 
 
-def make_rule(name, threshold=None, patience=None):
-    """RULES[name] with its settings filled in: logits -> (n,) bool.  Raises InputError for settings that make no sense."""
-    if name not in RULES:
-        raise InputError(f"unknown rule {name!r}; choose one of {', '.join(RULES)}")
-    function, names = RULES[name]
+def make_rule(rule, threshold=None, patience=None):
+    """RULES[rule] with its settings filled in: logits -> (n,) bool.  Raises InputError for settings that make no sense."""
+    if rule not in RULES:
+        raise InputError(f"unknown rule {rule!r}; choose one of {', '.join(RULES)}")
+    function, names = RULES[rule]
     settings = {key: {"threshold": threshold, "patience": patience}[key] for key in names}
     if "threshold" in names and (threshold is None or not 0 <= threshold <= 1):
-        raise InputError(f"rule {name} needs a threshold from 0 to 1, not {threshold}")
+        raise InputError(f"rule {rule} needs a threshold from 0 to 1, not {threshold}")
     if "patience" in names and (patience is None or patience < 1 or patience != int(patience)):
-        raise InputError(f"rule {name} needs a patience of 1 or more exits, not {patience}")
+        raise InputError(f"rule {rule} needs a patience of 1 or more exits, not {patience}")
     return lambda logits: function(logits, **settings)
 
 
@@ -409,7 +410,7 @@ def report(args):
             writer.writeheader()
             writer.writerows(rows)
     for i, (run, (setting, split)) in enumerate(zip(runs, chosen)):
-        print(f"\n{run[0]}: " + " ".join(f"{name} {value}" for name, value in setting.items() if value is not None))
+        print(f"\n{run[0]}: " + ", ".join(f"{name} {value}" for name, value in setting.items() if value is not None))
         if args.examples:
             write_examples(run, make_rule(**setting), split)
         if args.clock:
@@ -433,7 +434,7 @@ def check_one_table(runs):
 def choose(args, run, rows):
     """The rule's setting for --examples and --clock, and the dev split as text, checked to be the run's own."""
     folder, config, result, _, labels = run
-    setting = {"name": args.rule, "threshold": args.threshold, "patience": args.patience}
+    setting = {"rule": args.rule, "threshold": args.threshold, "patience": args.patience}
     if args.threshold is None and args.patience is None:
         row = at_speedup(rows, args.rule, 2)
         if row is None:

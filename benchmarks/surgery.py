@@ -310,6 +310,9 @@ def runnable(model, batch, contestants):
 
 # ----------------------------------------------------------------------------------------------------------------- main
 
+YARDSTICKS = ("forward and losses only", "plain CE", "plain sum")
+
+
 def main(argv=None):
     p = argparse.ArgumentParser(description="Time and memory of a step with gradient surgery, ours and its peers.")
     p.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -319,6 +322,7 @@ def main(argv=None):
     p.add_argument("--exits", default="last", choices=("all", "last"))
     p.add_argument("--rounds", type=int, default=10, help="timed steps of each contestant (%(default)s)")
     p.add_argument("--threads", type=int, help="CPU threads (PyTorch's choice)")
+    p.add_argument("--ours", action="store_true", help="without the peers and their check: yardsticks and acl_grad alone")
     p.add_argument("--csv", help="also write the table to this file")
     args = p.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -340,8 +344,9 @@ def main(argv=None):
     for batch_size in args.batch_size:
         tokens = torch.randint(config.vocab_size, (batch_size, args.length)).to(device)
         batch = tokens, (torch.arange(batch_size) % NUM_LABELS).to(device)
-        contestants = runnable(model, batch, CONTESTANTS)
-        if not checked:                                         # equal at one batch size is equal at all
+        chosen = {name: c for name, c in CONTESTANTS.items() if not args.ours or name in YARDSTICKS or "acl_grad" in name}
+        contestants = runnable(model, batch, chosen)
+        if not checked and not args.ours:                                         # equal at one batch size is equal at all
             all_equal, checked = check(model, [x[:8] for x in batch], contestants), True
         seconds, seen = clock(model, batch, contestants, args.rounds, device)
         plain = statistics.median(seconds["plain sum"])
