@@ -323,7 +323,8 @@ def group_cosines(model, seen, step):
         layer = re.search(r"\.layer\.(\d+)\.", name)
         group = (f"layer {int(layer[1]) + 1}" if layer else "label embeddings" if name.startswith("classifiers") else
                  "pooler" if ".pooler." in name else "embeddings")
-        groups.setdefault(group, []).append(product)
+        if product is not None:                                                # both losses reach it
+            groups.setdefault(group, []).append(product)
     return [[step, group, f"{grad_surgery.cosine(products):.4f}"] for group, products in groups.items()]
 
 
