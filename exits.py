@@ -120,8 +120,8 @@ class MultiExitBert(nn.Module):
             same, reason = False, type(error).__name__
         encoder.train()
         if not same:
-            raise InputError(f"walking the layers of this {encoder.config.model_type} model as BERT's fails ({reason}, transformers "
-                             f"{transformers.__version__}); use BERT, MiniLM, RoBERTa or a kin")
+            raise InputError(f"walking the layers of this {encoder.config.model_type} model as BERT's fails ({reason}, "
+                             f"transformers {transformers.__version__}); use BERT, MiniLM, RoBERTa or a kin")
 
 
 def parse_exits(exits, num_layers):
@@ -372,7 +372,7 @@ def main(argv=None):
     p = argparse.ArgumentParser(prog="exits.py", description="Score against speed-up of finished runs, from their dev logits.")
     p.error = lambda message: p.exit(2, f"exits.py: {message}; see python exits.py --help\n")
     p.add_argument("runs", nargs="+", help="run folders; several give one table, methods as rows")
-    p.add_argument("--rule", default="entropy", help="for --examples and --clock: entropy, confidence, patience, pcee (entropy)")
+    p.add_argument("--rule", default="entropy", help="of --examples and --clock: entropy, confidence, patience, pcee (entropy)")
     p.add_argument("--threshold", type=float, help="its threshold, 0 to 1 (default: the setting next above 2x)")
     p.add_argument("--patience", type=int, help="its patience, 1 or more exits")
     p.add_argument("--examples", action="store_true", help="write examples.tsv: each dev row's exit layer, prediction, text")

@@ -32,7 +32,8 @@ TASKS = {
     "sst2": Task("SST-2", ("sentence",), ("sentence",), "label", ("0", "1"), ("accuracy",)),
     "mrpc": Task("MRPC", TWO, ("#1 String", "#2 String"), "Quality", ("0", "1"), ("accuracy", "f1")),
     "qqp": Task("QQP", ("question1", "question2"), ("question1", "question2"), "is_duplicate", ("0", "1"), ("accuracy", "f1")),
-    "mnli": Task("MNLI", ("premise", "hypothesis"), TWO, "gold_label", ("entailment", "neutral", "contradiction"), ("accuracy",)),
+    "mnli": Task("MNLI", ("premise", "hypothesis"), TWO, "gold_label", ("entailment", "neutral", "contradiction"),
+                 ("accuracy",)),
     "qnli": Task("QNLI", ("question", "sentence"), ("question", "sentence"), "label", WORDS, ("accuracy",)),
     "rte": Task("RTE", TWO, TWO, "label", WORDS, ("accuracy",)),
     "wnli": Task("WNLI", TWO, TWO, "label", ("0", "1"), ("accuracy",)),
@@ -136,9 +137,9 @@ def score(task, logits, labels):
 def demo_rows(count, seed):
     """Generated English entailment rows (sentence1, sentence2, label), half of each label; our own, to learn from.
 
-    Sentence 1 tells who did what to whom.  Sentence 2 repeats it, actively or passively (entailment), or says `never` (easy: one
-    word tells), names another verb (harder: two words must be compared), or reverses the roles (hard: the same words, only
-    their order tells).  So a majority guess gets half, a bag of words less than 65 %, and a first layer less than the fourth.
+    Sentence 1 tells who did what to whom.  Sentence 2 repeats it, actively or passively (entailment), or says `never` (easy:
+    one word tells), names another verb (harder: two words must be compared), or reverses the roles (hard: the same words,
+    only their order tells).  So a majority guess gets half, a bag of words less than 65 %, and a first layer less than the fourth.
     """
     people = "anna boris clara david emma felix grace henry irene jacob laura martin nora oscar paula simon".split()
     verbs = "thanked helped called followed warned visited invited trusted".split()
@@ -206,43 +207,39 @@ def _load_splits(task, data):
 
 
 def _read_hub(task, data, names):
+    """The hub's nyu-mll/glue or a local copy of it.  There the dev split is called validation, unknown labels are -1."""
     import datasets                                    # takes seconds to import and only this function needs it
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)    # what it logs comes back below, as one line
+    spec, here = TASKS[task], Path(data) / task
     hub_names = {name: name.replace("dev", "validation") for name in names}
-    here = Path(data) / task
+    if not here.is_dir() and (Path(data).exists() or data.startswith((".", "/"))):
+        raise InputError(f"--data {data} holds neither {spec.folder}/train.tsv (GLUE's download) nor "
+                         f"{task}/train-*.parquet (a copy of the hub's nyu-mll/glue)")
     try:
         if here.is_dir():
-            files = {name: [str(f) for f in sorted(here.glob(f"{hub}-*.parquet"))] for name, hub in hub_names.items()}
-            missing = [name for name, found in files.items() if not found]
-            if missing:
-                raise InputError(f"{here} has no {hub_names[missing[0]]}-*.parquet")
-            table = {name: datasets.load_dataset("parquet", data_files=found, split="train") for name, found in files.items()}
-        elif Path(data).exists() or data.startswith((".", "/")):
-            raise InputError(f"--data {data} holds neither {TASKS[task].folder}/train.tsv (GLUE's download) nor "
-                             f"{task}/train-*.parquet (a copy of the hub's nyu-mll/glue)")
+            files = {hub: str(here / f"{hub}-*.parquet") for hub in hub_names.values()}
+            tables = datasets.load_dataset("parquet", data_files=files)
         else:
-            loaded = datasets.load_dataset(data, task)
-            table = {name: loaded[hub] for name, hub in hub_names.items()}
-        splits = {name: Split([list(t[column]) for column in TASKS[task].hub], list(t["label"])) for name, t in table.items()}
-        for name, split in splits.items():
-            if split.labels.dtype != torch.int64 or not all(isinstance(text, str) for column in split.texts for text in column):
-                raise InputError(f"{data}: {name} of {task} has labels that are no integers, or texts that are none")
-    except InputError:
-        raise
+            tables = datasets.load_dataset(data, task)
+        splits = {name: Split([list(tables[hub][column]) for column in spec.hub], list(tables[hub]["label"]))
+                  for name, hub in hub_names.items()}
     except Exception as error:                         # offline, no such id, a torn file: the library's errors have many names
-        reason = str(error).strip().splitlines()
-        raise InputError(f"cannot load {task} from {data} ({type(error).__name__}: {reason[0] if reason else 'no reason given'}); "
-                         "without network use --data FOLDER with GLUE's files, or --task demo") from None
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise InputError(f"cannot load {task} from {data} ({type(error).__name__}: {reason}); without network use "
+                         "--data FOLDER with GLUE's files, or --task demo") from None
     for name, split in splits.items():
-        if not name.startswith("test") and not all(0 <= y < len(TASKS[task].labels) for y in split.labels.tolist()):
-            raise InputError(f"{data}: {name} of {task} has labels outside 0..{len(TASKS[task].labels) - 1}")
+        if not all(isinstance(text, str) for column in split.texts for text in column):
+            raise InputError(f"{data}: {name} of {task} has texts that are none")
+        if not name.startswith("test") and (split.labels.dtype != torch.int64 or
+                                            not all(0 <= y < len(spec.labels) for y in split.labels.tolist())):
+            raise InputError(f"{data}: {name} of {task} has labels outside 0..{len(spec.labels) - 1}")
     return splits
 
 
 def _read_tsv(task, path, name):
     """A file of GLUE's download.  Tabs separate, newlines end a row, quotes are plain characters."""
-    spec = TASKS[task]
+    spec, is_labelled = TASKS[task], not name.startswith("test")
     try:
         text = path.read_bytes().decode("utf-8-sig")                 # -sig: MRPC starts with a byte-order mark
     except FileNotFoundError:
@@ -251,34 +248,26 @@ def _read_tsv(task, path, name):
         raise InputError(f"{path} cannot be read: {error}") from None
     lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     # CoLA's train and dev have no header and four columns: source, label, the linguist's mark, sentence.
-    first = 1
-    if task == "cola" and name != "test":
-        lines.insert(0, "source\tlabel\tmark\tsentence")
-        first = 0
-    header = lines[0].split("\t")
-    labelled = not name.startswith("test")
-    wanted = list(spec.columns) + [spec.label] * labelled
-    missing = [column for column in wanted if column not in header]
-    if missing:
-        raise InputError(f"{path}, line 1: no column {missing[0]!r} in the header; found {', '.join(header)[:80]!r}")
-    places = [header.index(column) for column in wanted]
-    number_of = {label: number for number, label in enumerate(spec.labels)}
-    texts, labels, skipped = [[] for _ in spec.columns], [], 0
-    for line, row in enumerate(lines[1:], start=first + 1):
-        cells = row.split("\t")
+    has_header = task != "cola" or name == "test"
+    header = (lines[0] if has_header else "source\tlabel\tmark\tsentence").split("\t")
+    for column in [*spec.columns, *[spec.label] * is_labelled]:
+        if column not in header:
+            raise InputError(f"{path}, line 1: no column {column!r} in the header; found {', '.join(header)[:80]!r}")
+    rows, skipped = [], 0
+    for number, line in enumerate(lines[has_header:], start=1 + has_header):
+        cells = line.split("\t")
+        if task == "qqp" and name == "train" and len(cells) < len(header):       # known faults of the download
+            skipped += 1
+            continue
         if len(cells) != len(header):
-            if task == "qqp" and name == "train" and len(cells) < len(header):    # known faults of the download
-                skipped += 1
-                continue
-            raise InputError(f"{path}, line {line}: {len(cells)} columns where the header has {len(header)}")
-        for column, place in zip(texts, places):
-            column.append(cells[place])
-        label = cells[places[-1]] if labelled else None
-        if labelled and label not in number_of:
-            raise InputError(f"{path}, line {line}: label {label[:40]!r} is none of {', '.join(spec.labels)}")
-        labels.append(number_of[label] if labelled else -1)
+            raise InputError(f"{path}, line {number}: {len(cells)} columns where the header has {len(header)}")
+        row = dict(zip(header, cells))
+        if is_labelled and row[spec.label] not in spec.labels:
+            raise InputError(f"{path}, line {number}: label {row[spec.label][:40]!r} is none of {', '.join(spec.labels)}")
+        rows.append((*(row[column] for column in spec.columns), spec.labels.index(row[spec.label]) if is_labelled else -1))
     if skipped:
         print(f"{path}: {skipped} short rows skipped", file=sys.stderr)
+    *texts, labels = map(list, zip(*rows)) if rows else ([] for _ in range(len(spec.columns) + 1))
     return Split(texts, labels)
 
 

@@ -204,7 +204,7 @@ def forward_shared(model, train, rows, device, bf16, step_seed):
         own = torch.zeros(len(h), len(rows), h.shape[-1], device=device).index_copy(1, mine.to(device), h)   # (M, N, d)
         whole = own.detach().clone()
         dist.all_reduce(whole)
-        h = whole + n * (own - own.detach())                                   # the value is whole's, the gradient n times own's
+        h = whole + n * (own - own.detach())                                   # whole's value, n times own's gradient
         torch.manual_seed(64 * step_seed)                                      # the classifiers' dropout: all processes alike
         return h, model.classify(h)
 
@@ -501,7 +501,8 @@ def run(args):
         if args.method in ("acl-cl", "kd") and len(model.exits) == 1:
             raise InputError(f"--method {args.method} needs students: more than one exit")
         positions = encoder.embeddings.position_embeddings
-        room = positions.num_embeddings - (0 if positions.padding_idx is None else positions.padding_idx + 1)   # RoBERTa: 2 less
+        first = 0 if positions.padding_idx is None else positions.padding_idx + 1           # RoBERTa counts from 2
+        room = positions.num_embeddings - first
         if args.max_length > room and args.task != "demo":
             raise InputError(f"--max-length {args.max_length}: this model has {room} positions")
         if splits["train"].tokens is None:
