@@ -1,0 +1,43 @@
+"""Memory of a task of MNLI's size: 392,702 made-up rows as text, then as tokens.
+
+    python benchmarks/memory.py --model minilm
+"""
+
+import argparse
+import random
+import resource
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from transformers import AutoTokenizer
+
+import glue
+
+p = argparse.ArgumentParser()
+p.add_argument("--model", required=True, help="folder or hub id of the tokenizer")
+p.add_argument("--rows", type=int, default=392_702)
+args = p.parse_args()
+
+
+def resident_mb():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 1e6
+
+
+draw = random.Random(0)
+words = "the a man woman is was not riding reading sitting near of on in two people house city because never".split()
+texts = [[" ".join(draw.choices(words, k=draw.randint(5, 2 * mean))) for _ in range(args.rows)] for mean in (20, 11)]
+tokenizer = AutoTokenizer.from_pretrained(args.model)
+split = glue.Split(texts, [i % 3 for i in range(args.rows)])
+before = resident_mb()
+split.tokenize(tokenizer, max_length=128)
+flat = sum(x.numel() * x.element_size() for x in (split.tokens, split.types, split.starts, split.lengths)) / 1e6
+print(f"{args.rows} rows, {len(split.tokens)} tokens: {before:.0f} MB resident as text, {resident_mb():.0f} MB after tokenising, "
+      f"of them {flat:.0f} MB in flat arrays; peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB")
+start = resident_mb()
+for rows in glue.bucketed_batches(split.lengths, 32, torch.Generator().manual_seed(0)):
+    split.batch(rows)
+print(f"after cutting one epoch's {-(-args.rows // 32)} batches: {resident_mb():.0f} MB ({resident_mb() - start:+.0f})")
