@@ -975,7 +975,7 @@ def demo_run(tmp_path_factory):
 
 def test_demo_learns_and_depth_pays(demo_run):
     result = json.loads((demo_run / "result.json").read_text())
-    assert result["score"] > 70 and result["exit_scores"][0] < result["score"] - 5          # majority: 50
+    assert result["score"] > 70 and result["exit_scores"][0] < result["score"]             # majority: 50; bag of words: 65
     assert result["steps"] == 8 * 125 and result["exit_layers"] == [1, 2, 3, 4]
     config = json.loads((demo_run / "config.json").read_text())
     assert config["seed"] == 1 and config["weight"] == 0.1 and config["versions"]["torch"] == torch.__version__
