@@ -261,7 +261,7 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
             break
         bar = tqdm(todo, desc=f"epoch {epoch}/{args.epochs}", disable=None if is_writer else True, leave=False)
         model.train()
-        start = time.perf_counter()
+        start, kept = time.perf_counter(), []                                  # kept: of this epoch's steps, for the bar
         for rows in bar:
             h, logits = forward_shared(model, train, rows, device, bf16, seed * 1_000_003 + step)    # (M, N, d), (M, N, K)
             ce, cl = compute_losses(args, model, h, logits, train.labels[rows].to(device))
@@ -280,8 +280,9 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
             if args.conflict_groups:
                 logs["groups.csv"] += group_cosines(model, seen, step)
             schedule.step()
+            kept += [seen.kept] if seen else []
             bar.set_postfix({"ce": f"{ce_loss:.3f}", "cl": f"{cl_loss:.3f}"} | (
-                {"cosine": conflict[0], "kept": conflict[2]} if seen else {}))
+                {"cosine": f"{seen.cosine:.2f}", "kept": f"{100 * statistics.mean(kept):.0f} %"} if seen else {}))
             if is_writer and args.save_steps and step % args.save_steps == 0 and rows is not todo[-1]:
                 save_checkpoint(folder, model, optimizer, schedule, logs, step, seconds + time.perf_counter() - start)
         if device.type == "cuda":
