@@ -34,8 +34,8 @@ class Conflict(NamedTuple):
     """What a conflict test saw.  cosine and angle (degrees) between both gradients; NaN where they are not finite, and
     0 and 90 where one of them is zero.  kept: length of what was added over length of the contrastive gradient, so 1 or 0
     under `discard`, max(0, cosine) under `weigh`, the sine of the angle on conflict under `project`, 1 under `observe`.
-    products: a (cosine's parts) triple <g_CE, g_CL>, |g_CE|^2, |g_CL|^2 for each parameter (None where a loss does not
-    reach it) or for each exit."""
+    products: what the cosine is made of, a triple <g_CE, g_CL>, |g_CE|^2, |g_CL|^2 for each parameter (None where a loss does
+    not reach it) or for each exit."""
     cosine: float
     angle: float
     kept: float
