@@ -72,14 +72,14 @@ vanilla() { # one exit; scl and acl-embed train on the plain sum and measure its
 tries() {   # what might help ACL-CL at the shallow exits, on the tuning slice; without the gate, which drops 2 % there
   local common="--exits all --holdout 668 --epochs 2 --lr 1e-4 --weight 0.5 --temperature 0.5 --conflict none"
   for seed in ${TRY_SEEDS:-1}; do
-    echo "tries/depth mrpc ce $seed --exits all --holdout 668 --epochs 2 --lr 1e-4"
     echo "tries/uniform mrpc ce $seed --exits all --holdout 668 --epochs 2 --lr 1e-4 --exit-weights uniform"
-    echo "tries/depth mrpc acl-cl $seed $common"
     echo "tries/uniform mrpc acl-cl $seed $common --exit-weights uniform"
     echo "tries/depth_center mrpc acl-cl $seed $common --center"
     echo "tries/uniform_center mrpc acl-cl $seed $common --exit-weights uniform --center"
     echo "tries/uniform_no-students-embed mrpc acl-cl $seed $common --exit-weights uniform --no-students-embed"
     echo "tries/uniform_weight2 mrpc acl-cl $seed $common --exit-weights uniform --weight 2"
+    echo "tries/depth mrpc ce $seed --exits all --holdout 668 --epochs 2 --lr 1e-4"
+    echo "tries/depth mrpc acl-cl $seed $common"
   done
 }
 
