@@ -20,7 +20,9 @@ job() {
   local kept=$RESULTS/$folder/$name
   [ -f "$kept/result.json" ] && return
   echo "$(date +%T) $folder $name $*"
-  python train.py --task "$task" --method "$method" --seeds "$seed" --data data --model minilm --pooling mean \
+  local program=train.py
+  [ "${1:-}" = --change ] && program="results/variants.py $2" && shift 2
+  python $program --task "$task" --method "$method" --seeds "$seed" --data data --model minilm --pooling mean \
     --output "runs/$folder" --resume "$@" >"runs/${folder//\//-}-$name.log" 2>&1 || { echo "FAILED: runs/${folder//\//-}-$name.log"; return; }
   [ "$(python -c "import json; print(len(json.load(open('runs/$folder/$name/result.json'))['exit_layers']))")" -gt 1 ] &&
     python exits.py "runs/$folder/$name" >/dev/null
@@ -69,18 +71,23 @@ vanilla() { # one exit; scl and acl-embed train on the plain sum and measure its
   done; done; done
 }
 
-tries() {   # what might help ACL-CL at the shallow exits, on the tuning slice; without the gate, which drops 2 % there
-  local common="--exits all --holdout 668 --epochs 2 --lr 1e-4 --weight 0.5 --temperature 0.5 --conflict none"
-  for seed in ${TRY_SEEDS:-1}; do
-    echo "tries/uniform mrpc ce $seed --exits all --holdout 668 --epochs 2 --lr 1e-4 --exit-weights uniform"
-    echo "tries/uniform mrpc acl-cl $seed $common --exit-weights uniform"
-    echo "tries/depth_center mrpc acl-cl $seed $common --center"
-    echo "tries/uniform_center mrpc acl-cl $seed $common --exit-weights uniform --center"
-    echo "tries/uniform_no-students-embed mrpc acl-cl $seed $common --exit-weights uniform --no-students-embed"
-    echo "tries/uniform_weight2 mrpc acl-cl $seed $common --exit-weights uniform --weight 2"
-    echo "tries/depth mrpc ce $seed --exits all --holdout 668 --epochs 2 --lr 1e-4"
-    echo "tries/depth mrpc acl-cl $seed $common"
-  done
+tries() {   # what might help ACL-CL at the shallow exits, on slices of train; without the gate, which drops 2 % there
+  local -A slice=([mrpc]="--holdout 668 --epochs 2" [sst2]="--limit-train 8000 --holdout 2000 --epochs 3")
+  for task in ${TASKS:-sst2 mrpc}; do for seed in ${TRY_SEEDS:-1 2}; do
+    local ce="$task ce $seed --exits all --lr 1e-4 ${slice[$task]}"
+    local cl="$task acl-cl $seed --exits all --lr 1e-4 ${slice[$task]} --weight 0.5 --temperature 0.5 --conflict none"
+    echo "tries/depth $ce"
+    echo "tries/depth $cl"
+    echo "tries/depth_center $cl --center"
+    echo "tries/uniform $ce --exit-weights uniform"
+    echo "tries/uniform $cl --exit-weights uniform"
+    echo "tries/uniform_center $cl --exit-weights uniform --center"
+    echo "tries/depth_center_no-students-embed $cl --center --no-students-embed"
+    echo "tries/depth_center_weight2 $cl --center --weight 2"
+    echo "tries/depth_warm-up ${cl/--exits/--change warm-up --exits}"
+    echo "tries/depth_layer-wise ${ce/--exits/--change layer-wise --exits}"
+    echo "tries/depth_layer-wise ${cl/--exits/--change layer-wise --exits}"
+  done; done
 }
 
 mkdir -p runs

@@ -1,0 +1,76 @@
+"""Changes to the method that are a few lines, not an option: run train.py with one of them in place.
+
+    python results/variants.py CHANGE --task mrpc --method acl-cl [train.py's options]
+
+    detached       the label embeddings get no gradient from ACL-Embed: only the samples move
+    best-teacher   ACL-CL's teacher is the exit with the lowest cross-entropy on the batch, not the deepest
+    warm-up        lambda grows from 0 over the first 100 steps, where nearly all conflicts lie
+    layer-wise     learning rate of layer m: --lr times 0.8^(M - m); embeddings as layer 1
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import acl
+import train
+
+
+def detached():
+    attached = acl.acl_embed_loss
+    acl.acl_embed_loss = lambda h, labels, label_embeddings, tau: attached(h, labels, label_embeddings.detach(), tau)
+
+
+def best_teacher():
+    def compute_losses(args, model, h, logits, labels):
+        pairs = [(x, classifier.weight) for x, classifier in zip(h, model.classifiers)]
+        ce = [F.cross_entropy(z.float(), labels) for z in logits]
+        best = min(range(len(ce)), key=lambda m: ce[m].item())
+        cl = [acl.acl_embed_loss(x, labels, l, args.temperature) for x, l in pairs]
+        for m, (x, _) in enumerate(pairs):
+            if m != best:
+                cl[m] = cl[m] + acl.acl_cl_loss(x, pairs[best][0], labels, pairs[best][1], args.temperature)
+        return [[m * loss / sum(model.exits) for m, loss in zip(model.exits, losses)] for losses in (ce, cl)]
+    train.compute_losses = compute_losses
+
+
+def warm_up():
+    fill_gradients, steps = train.fill_gradients, iter(range(1, 10**9))
+
+    def warmed(args, *tensors):
+        weight = args.weight * min(1.0, next(steps) / 100)
+        return fill_gradients(argparse.Namespace(**{**vars(args), "weight": weight}), *tensors)
+    train.fill_gradients = warmed
+
+
+def layer_wise():
+    make_optimizer = train.make_optimizer
+
+    def with_layers(args, model, total_steps):
+        optimizer, _ = make_optimizer(args, model, total_steps)
+        names = {id(p): name for name, p in model.named_parameters()}
+        groups = []
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                layer = re.search(r"\.layer\.(\d+)\.", names[id(p)])
+                m = int(layer[1]) + 1 if layer else 1 if "embeddings" in names[id(p)] else model.num_layers
+                groups.append({"params": [p], "lr": group["initial_lr"] * 0.8 ** (model.num_layers - m),
+                               "weight_decay": group["weight_decay"]})
+        optimizer = torch.optim.AdamW(groups, fused=True)
+        schedule = train.transformers.get_linear_schedule_with_warmup(optimizer, total_steps // 10, total_steps)
+        return optimizer, schedule
+    train.make_optimizer = with_layers
+
+
+CHANGES = {"detached": detached, "best-teacher": best_teacher, "warm-up": warm_up, "layer-wise": layer_wise}
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == [] or sys.argv[1] not in CHANGES:
+        sys.exit(f"variants.py: the first argument must be one of {', '.join(CHANGES)}")
+    CHANGES[sys.argv[1]]()
+    sys.exit(train.main(sys.argv[2:]))
