@@ -10,13 +10,11 @@ a plain step, and no exact test over the parameters can do with less, since it n
 that test.  `acl_grad_features` asks the same question at the representations h, where both gradients are nearly free, and
 then runs one backward: about 1.0 of a plain step, an approximation, and a decision for each exit by itself.
 
-    python grad_surgery.py runs/rte_scl_1 runs/rte_scl_2     # the angles of finished runs, from their steps.csv
+    python grad_surgery.py runs/rte_scl_1 runs/rte_scl_2     # the angles of finished runs: results/angles.py
 """
 
-import argparse
-import csv
 import math
-import sys
+import runpy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -167,54 +165,6 @@ def _check_rule(rule, known):
         raise ValueError(f"rule must be one of {', '.join(known)}, not {rule!r}")
 
 
-# -------------------------------------------------------------------------------- the angles of finished runs: the pilot
-
-def main(argv=None):
-    p = argparse.ArgumentParser(prog="grad_surgery.py", description="Angles between CE's and the contrastive gradient in runs "
-                                "that measured them (--conflict observe, discard, project or weigh).")
-    p.error = lambda message: p.exit(2, f"grad_surgery.py: {message}; see python grad_surgery.py --help\n")
-    p.add_argument("runs", nargs="+", help="run folders")
-    try:
-        runs = [(folder, load_angles(folder)) for folder in p.parse_args(argv).runs]
-    except ValueError as error:
-        print(f"grad_surgery.py: {error}", file=sys.stderr)
-        return 2
-    for folder, by_epoch in runs:
-        print_angles(folder, by_epoch)
-    return 0
-
-
-def load_angles(folder):
-    """steps.csv of a run -> {epoch: list of angles in degrees, NaN where a gradient was not finite}.  Raises ValueError."""
-    by_epoch = {}
-    try:
-        with open(Path(folder) / "steps.csv", newline="") as file:
-            for row in csv.DictReader(file):
-                if row["angle"]:
-                    by_epoch.setdefault(int(row["epoch"]), []).append(float(row["angle"]))
-    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-        raise ValueError(f"{folder} is no run with a whole steps.csv ({type(error).__name__})") from None
-    if not by_epoch:
-        raise ValueError(f"{folder} measured no angles; train it with --conflict observe")
-    return by_epoch
-
-
-def print_angles(folder, by_epoch):
-    def conflicts(angles):
-        return f"{100 * sum(not angle <= 90 for angle in angles) / len(angles):.1f} %"
-
-    angles = [angle for epoch in by_epoch.values() for angle in epoch]
-    finite = torch.tensor([angle for angle in angles if math.isfinite(angle)])
-    print(f"\n{folder}: {len(angles)} steps, {len(angles) - len(finite)} not finite (they count as conflicts)")
-    print(f"over 90 degrees: {conflicts(angles)}   by epoch: " + "  ".join(conflicts(epoch) for epoch in by_epoch.values()))
-    if len(finite):
-        low, median, high = finite.quantile(torch.tensor([0.05, 0.5, 0.95])).tolist()
-        print(f"mean {finite.mean():.1f}   5th percentile {low:.1f}   median {median:.1f}   95th percentile {high:.1f} degrees")
-        counts = torch.histc(finite, bins=18, min=0, max=180).int().tolist()
-        for start, count in zip(range(0, 180, 10), counts):
-            if count:
-                print(f"{start:4} to {start + 10:3}  {count:6}  " + "#" * max(1, round(50 * count / max(counts))))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    # Reports are no part of the method: the command lives beside the tables and pictures it belongs to.
+    runpy.run_path(str(Path(__file__).parent / "results" / "angles.py"), run_name="__main__")

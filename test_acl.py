@@ -33,6 +33,10 @@ import glue
 import grad_surgery
 import train
 
+sys.path.append(str(Path(__file__).parent / "results"))
+import angles
+import tradeoff
+
 torch.set_num_threads(1)                # small tensors: a second thread only waits
 ROOT = Path(__file__).parent
 REAL = ROOT / "data"
@@ -424,7 +428,7 @@ def test_cosine_is_clamped():
 
 def test_angles_count_nan_as_conflict(tmp_path, capsys):
     (tmp_path / "steps.csv").write_text("step,epoch,angle\n1,1,80\n2,1,nan\n3,2,100\n4,2,90\n")
-    assert grad_surgery.main([str(tmp_path)]) == 0
+    assert angles.main([str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "4 steps, 1 not finite" in printed and "over 90 degrees: 50.0 %   by epoch: 50.0 %  50.0 %" in printed
 
@@ -547,13 +551,13 @@ def test_trade_off_by_hand():
     one = torch.tensor([[4.0, -4], [-4, 4], [0.1, 0], [4, -4]])
     two = torch.tensor([[4.0, -4], [-4, 4], [-1, 1], [-1, 1]])
     labels = torch.tensor([0, 1, 1, 1])
-    rows = exits.trade_off(torch.stack([one, two]), labels, [1, 2], "accuracy")
+    rows = tradeoff.trade_off(torch.stack([one, two]), labels, [1, 2], "accuracy")
     for row in rows:
         if row["rule"] == "entropy" and 0.01 < row["threshold"] < 0.9:
-            assert row["exit_layer"] == 1.25 and row["score"] == 75 and row["speedup"] == 2 / 1.25 and row["pareto"] == 1
+            assert row["mean_exit_layer"] == 1.25 and row["score"] == 75 and row["speedup"] == 2 / 1.25 and row["pareto"] == 1
     assert {row["rule"] for row in rows} == {"entropy", "confidence", "patience"}
-    assert exits.at_speedup(rows, "entropy", 2)["score"] == 50 and exits.at_speedup(rows, "entropy", 2.1) is None
-    assert exits.at_speedup(rows, "entropy", 1.5)["speedup"] == 1.6
+    assert tradeoff.at_speedup(rows, "entropy", 2)["score"] == 50 and tradeoff.at_speedup(rows, "entropy", 2.1) is None
+    assert tradeoff.at_speedup(rows, "entropy", 1.5)["speedup"] == 1.6
 
 
 class Words:
@@ -582,16 +586,16 @@ def test_early_exit_remembers_all_exits_passed():
 
 def test_at_speedup_is_chosen_by_speed_alone():
     rows = [{"rule": "entropy", "speedup": s, "score": p} for s, p in ((3, 90), (2.5, 70), (2, 60), (2, 65), (1, 99))]
-    assert exits.at_speedup(rows, "entropy", 1.5) == rows[2] and exits.at_speedup(rows, "patience", 1) is None
+    assert tradeoff.at_speedup(rows, "entropy", 1.5) == rows[2] and tradeoff.at_speedup(rows, "patience", 1) is None
 
 
 def test_trade_off_settings_speed_and_front():
     torch.manual_seed(0)
-    rows = exits.trade_off(torch.randn(5, 40, 3), torch.randint(3, (40,)), [2, 3, 5, 8, 12], "accuracy")
+    rows = tradeoff.trade_off(torch.randn(5, 40, 3), torch.randint(3, (40,)), [2, 3, 5, 8, 12], "accuracy")
     assert {(r["rule"], r["patience"]) for r in rows} == {("entropy", None), ("confidence", None), ("patience", 1), ("patience", 2),
                                                           ("patience", 3), ("pcee", 2), ("pcee", 3), ("pcee", 4)}
     for r in rows:
-        assert r["speedup"] == pytest.approx(12 / r["exit_layer"]) and 2 <= r["exit_layer"] <= 12
+        assert r["speedup"] == pytest.approx(12 / r["mean_exit_layer"]) and 2 <= r["mean_exit_layer"] <= 12
         own = [o for o in rows if o["rule"] == r["rule"]]
         beaten = any(o["score"] > r["score"] and o["speedup"] >= r["speedup"] or o["score"] >= r["score"] and
                      o["speedup"] > r["speedup"] for o in own)
@@ -648,13 +652,13 @@ def test_all_exits_in_eval_mode_and_in_order():
 
 
 def test_mean_sd():
-    assert exits.mean_sd([1, 2, 3]) == "2.0±1.0" and exits.mean_sd([1]) == "1.0" and exits.mean_sd([1, None]) == "-"
+    assert tradeoff.mean_sd([1, 2, 3]) == "2.0±1.0" and tradeoff.mean_sd([1]) == "1.0" and tradeoff.mean_sd([1, None]) == "-"
 
 
 def test_clock_counts():
     model, split = small_model().eval(), words_split()
     rule = lambda logits: logits[-1, :, 0] > logits[-1, :, 1]
-    full, early, counted = exits.clock(model, split, rule, 4, torch.device("cpu"), rounds=1)
+    full, early, counted = tradeoff.clock(model, split, rule, 4, torch.device("cpu"), rounds=1)
     _, logits = exits.all_exits(model, split, torch.device("cpu"))
     assert full > 0 and early > 0 and counted > 1
     assert counted == pytest.approx(3 / (exits.exit_indices(logits, rule) + 1).double().mean().item())
@@ -671,18 +675,18 @@ def test_runs_that_do_not_fit_one_table_or_their_data(tmp_path, capsys):
     config = json.loads((two / "config.json").read_text())
     for change, word in (({"exit_layers": [1, 2, 3, 5]}, "differs"), ({"weight": 3}, "other options"), ({}, "its seed")):
         (two / "config.json").write_text(json.dumps(config | change))
-        status, error = run_main(exits.main, [one, two], capsys)
+        status, error = run_main(tradeoff.main, [one, two], capsys)
         assert status == 2 and word in error
     (two / "config.json").write_text(json.dumps(config | {"holdout": 100}))
-    status, error = run_main(exits.main, [two, "--examples", "--rule", "patience", "--patience", "1"], capsys)
+    status, error = run_main(tradeoff.main, [two, "--examples", "--rule", "patience", "--patience", "1"], capsys)
     assert status == 2 and "have changed" in error
     assert not any((run / "tradeoff.csv").exists() for run in (one, two))
 
 
 def test_examples_say_what_the_exit_said(tmp_path):
     demo_run = tiny_run(tmp_path)
-    assert exits.main([str(demo_run), "--examples", "--rule", "patience", "--patience", "1"]) == 0
-    _, _, logits, labels = exits.load_run(demo_run)
+    assert tradeoff.main([str(demo_run), "--examples", "--rule", "patience", "--patience", "1"]) == 0
+    _, _, logits, labels = tradeoff.load_run(demo_run)
     index = exits.exit_indices(logits, exits.make_rule("patience", patience=1))
     lines = [line.split("\t") for line in (demo_run / "examples.tsv").read_text().splitlines()[1:]]
     said = logits[index, torch.arange(500)].softmax(-1)
@@ -997,7 +1001,7 @@ def test_demo_learns_and_depth_pays(demo_run):
 
 
 def test_stored_logits_are_the_models(demo_run):
-    config, result, logits, labels = exits.load_run(demo_run)
+    config, result, logits, labels = tradeoff.load_run(demo_run)
     model, tokenizer = exits.load_model(demo_run, config)
     split = glue.load_task("demo", "unused")["dev"]
     split.tokenize(tokenizer, config["max_length"])
@@ -1005,9 +1009,13 @@ def test_stored_logits_are_the_models(demo_run):
     assert torch.equal(again, logits) and torch.equal(split.labels, labels)
 
 
-def test_exits_command(demo_run, capsys):
-    assert exits.main([str(demo_run), "--examples"]) == 0
-    printed = capsys.readouterr().out
+def command(*argv):
+    """What `python argv` prints; fails unless its status is 0."""
+    return subprocess.run([sys.executable, *map(str, argv)], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+def test_exits_command(demo_run):
+    printed = command("exits.py", demo_run, "--examples")
     assert "acl-cl" in printed and "Pareto front" in printed
     rows = train.read_csv(demo_run / "tradeoff.csv")
     front = [row for row in rows if row["rule"] == "entropy" and row["pareto"] == "1"]
@@ -1015,13 +1023,12 @@ def test_exits_command(demo_run, capsys):
     assert len(front) > 3 and [r["score"] for r in by_speed] == sorted((r["score"] for r in front), key=float, reverse=True)
     examples = (demo_run / "examples.tsv").read_text().splitlines()
     layers = [int(line.split("\t")[0]) for line in examples[1:]]
-    chosen = exits.at_speedup(exits.trade_off(*exits.load_run(demo_run)[2:], [1, 2, 3, 4], "accuracy"), "entropy", 2)
-    assert len(layers) == 500 and sum(layers) / 500 == pytest.approx(chosen["exit_layer"])
+    chosen = tradeoff.at_speedup(tradeoff.trade_off(*tradeoff.load_run(demo_run)[2:], [1, 2, 3, 4], "accuracy"), "entropy", 2)
+    assert len(layers) == 500 and sum(layers) / 500 == pytest.approx(chosen["mean_exit_layer"])
 
 
-def test_grad_surgery_command(demo_run, capsys):
-    assert grad_surgery.main([str(demo_run)]) == 0
-    printed = capsys.readouterr().out
+def test_grad_surgery_command(demo_run):
+    printed = command("grad_surgery.py", demo_run)
     share = 100 * json.loads((demo_run / "result.json").read_text())["conflict_share"]
     assert f"{share:.1f} %" in printed and "demo_acl-cl_1" in printed
 
@@ -1404,21 +1411,21 @@ BAD = {     # name: (main, folder -> arguments, word that the message must have)
     "holdout of everything": (train.main, demo("--holdout", "4000"), "--holdout"),
     "output is a file": (train.main, lambda f: [(f / "out").write_text(""), *demo("--output", str(f / "out"))(f)][1:], "out"),
     "gpu absent": (train.main, demo("--device", "cuda"), "--device"),
-    "no run": (exits.main, lambda f: [f / "nothing"], "no finished run"),
-    "torn result": (exits.main, run_of(lambda run: (run / "result.json").write_text("{")), "torn"),
-    "torn logits": (exits.main, run_of(lambda run: (run / "dev_logits.safetensors").write_bytes(b"x" * 20)), "torn"),
-    "config with wrong types": (exits.main, run_of(swap_json("config.json", exit_layers=7)), "torn"),
-    "config of another task": (exits.main, run_of(swap_json("config.json", task="cola")), "torn"),
-    "logits of another run": (exits.main, run_of(swap_json("result.json", exit_scores=[1, 2, 3, 4])), "torn"),
-    "model of another run": (exits.main, lambda f: [*run_of(lambda run: (run / "model" / "model.safetensors").write_bytes(
+    "no run": (tradeoff.main, lambda f: [f / "nothing"], "no finished run"),
+    "torn result": (tradeoff.main, run_of(lambda run: (run / "result.json").write_text("{")), "torn"),
+    "torn logits": (tradeoff.main, run_of(lambda run: (run / "dev_logits.safetensors").write_bytes(b"x" * 20)), "torn"),
+    "config with wrong types": (tradeoff.main, run_of(swap_json("config.json", exit_layers=7)), "torn"),
+    "config of another task": (tradeoff.main, run_of(swap_json("config.json", task="cola")), "torn"),
+    "logits of another run": (tradeoff.main, run_of(swap_json("result.json", exit_scores=[1, 2, 3, 4])), "torn"),
+    "model of another run": (tradeoff.main, lambda f: [*run_of(lambda run: (run / "model" / "model.safetensors").write_bytes(
         safetensors.torch.save({"x": torch.zeros(1)})))(f), "--clock"], "model"),
-    "unknown rule": (exits.main, lambda f: [f, "--rule", "guess"], "guess"),
-    "threshold above 1": (exits.main, lambda f: [f, "--rule", "entropy", "--threshold", "1.5"], "threshold"),
-    "threshold nan": (exits.main, lambda f: [f, "--rule", "entropy", "--threshold", "nan"], "threshold"),
-    "patience 0": (exits.main, lambda f: [f, "--rule", "patience", "--patience", "0"], "patience"),
-    "pcee without patience": (exits.main, lambda f: [f, "--rule", "pcee", "--threshold", "0.1"], "patience"),
-    "angles of no run": (grad_surgery.main, lambda f: [f / "nothing"], "steps.csv"),
-    "angles never measured": (grad_surgery.main, lambda f: [(f / "steps.csv").write_text("step,epoch,angle\n1,1,\n"), f][1:], "--conflict"),
+    "unknown rule": (tradeoff.main, lambda f: [f, "--rule", "guess"], "guess"),
+    "threshold above 1": (tradeoff.main, lambda f: [f, "--rule", "entropy", "--threshold", "1.5"], "threshold"),
+    "threshold nan": (tradeoff.main, lambda f: [f, "--rule", "entropy", "--threshold", "nan"], "threshold"),
+    "patience 0": (tradeoff.main, lambda f: [f, "--rule", "patience", "--patience", "0"], "patience"),
+    "pcee without patience": (tradeoff.main, lambda f: [f, "--rule", "pcee", "--threshold", "0.1"], "patience"),
+    "angles of no run": (angles.main, lambda f: [f / "nothing"], "steps.csv"),
+    "angles never measured": (angles.main, lambda f: [(f / "steps.csv").write_text("step,epoch,angle\n1,1,\n"), f][1:], "--conflict"),
 }
 
 
@@ -1480,10 +1487,9 @@ def test_readme_commands_and_names_exist():
     for name in re.findall(r"`(test_\w+)`", README):
         assert name in globals(), name
     for option in set(re.findall(r"`(--[a-z-]+)", README)):
-        assert option in (ROOT / "train.py").read_text() + (ROOT / "exits.py").read_text() or option == "--no-students-embed", option
+        assert option in (ROOT / "train.py").read_text() + (ROOT / "results" / "tradeoff.py").read_text() or option == "--no-students-embed", option
 
 
 def test_readme_tables_are_what_the_command_prints():
-    command = [sys.executable, ROOT / "results" / "tables.py", "--block", "vanilla", "multi"]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    printed = command("results/tables.py", "--block", "vanilla", "multi")
     assert printed.strip() and f"<!-- results -->\n{printed}<!-- /results -->\n" in README

@@ -29,6 +29,7 @@ import exits
 import glue
 from glue import InputError
 from tables import read_tradeoff
+from tradeoff import at_speedup, load_run
 from train import METHODS, read_csv
 
 # Okabe and Ito's colours, which can be told apart with any colour vision.
@@ -137,7 +138,7 @@ def tradeoff(args):
     for label, (colour, folders) in by_label(args.runs).items():
         tables = [read_tradeoff(folder / "tradeoff.csv") for folder in folders]
         for rule, axes in zip(rules, panels.flat):
-            found = [[exits.at_speedup(rows, rule, speed) for rows in tables] for speed in speeds]
+            found = [[at_speedup(rows, rule, speed) for rows in tables] for speed in speeds]
             scores = [[math.nan if None in some else row["score"] for row in some] for some in found]
             scores = torch.tensor(scores, dtype=torch.float64)                                       # (speeds, seeds)
             mean, sd = scores.mean(dim=1), scores.std(dim=1, correction=min(1, len(tables) - 1))
@@ -157,7 +158,7 @@ def space(args):
     """
     before, after = {}, []
     for folder in args.runs:
-        config, result, _, _ = exits.load_run(folder)
+        config, result, _, _ = load_run(folder)
         if args.exit not in config["exit_layers"]:
             raise InputError(f"{folder} has no exit {args.exit}, only {config['exit_layers']}")
         splits = glue.load_task(config["task"], config["data"], config["limit_train"], config["holdout"])

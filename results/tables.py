@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 import exits
 from glue import TASKS
+from tradeoff import SPEEDS, at_speedup
 from train import METHODS, read_csv
 
 BEGIN, END = "<!-- results -->\n", "<!-- /results -->\n"
@@ -43,7 +44,7 @@ def read_runs(root):
 
 
 def read_tradeoff(path):
-    """The rows of a tradeoff.csv, its numbers parsed as far as exits.at_speedup needs them."""
+    """The rows of a tradeoff.csv, its numbers parsed as far as at_speedup needs them."""
     return [row | {"score": float(row["score"]), "speedup": float(row["speedup"])} for row in read_csv(path)]
 
 
@@ -88,7 +89,7 @@ def percent(runs, name):
 
 def at_speed(runs, rule, speed):
     """Score at the slowest setting at least that fast, and that setting's own speed-up where it is over 5 % more."""
-    found = [exits.at_speedup(run["tradeoff"], rule, speed) for run in runs]
+    found = [at_speedup(run["tradeoff"], rule, speed) for run in runs]
     if None in found:
         return "-"
     actual = statistics.mean(row["speedup"] for row in found)
@@ -97,7 +98,7 @@ def at_speed(runs, rule, speed):
 
 def kept_at(runs, rule, speed):
     """Percent of the full model's score.  A full model at 0 or below (Matthews' correlation) has no share to keep."""
-    found = [(exits.at_speedup(run["tradeoff"], rule, speed), run["score"]) for run in runs]
+    found = [(at_speedup(run["tradeoff"], rule, speed), run["score"]) for run in runs]
     return mean_sd([100 * row["score"] / full if row and full > 0 else None for row, full in found])
 
 
@@ -159,12 +160,12 @@ def speeds_table(runs):
             continue                                                    # with two classes it leaves where entropy does
         for method in present(runs, "method", METHODS):
             some = select(runs, method=method)
-            cells = [at_speed(some, rule, speed) for speed in exits.SPEEDS]
+            cells = [at_speed(some, rule, speed) for speed in SPEEDS]
             rows.append([f"{rule}, {method}", *cells, kept_at(some, rule, 2)])
     caption = ("Early exit at a counted speed-up: the slowest setting at least that fast, in brackets its own speed-up "
                "where over 5 % more; -: not in every run; kept: % of the full model's score at 2x.  With two classes "
                "confidence leaves where entropy does.")
-    return table(caption, ["rule, method", *(f"{speed}x" for speed in exits.SPEEDS), "kept"], rows)
+    return table(caption, ["rule, method", *(f"{speed}x" for speed in SPEEDS), "kept"], rows)
 
 
 def tune(runs):
