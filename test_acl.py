@@ -1194,6 +1194,46 @@ def test_finished_and_foreign_runs(tmp_path, capsys):
     assert (folder / "steps.csv").read_bytes() == kept["steps.csv"]
 
 
+def test_interrupt(tmp_path, capfd):
+    """Ctrl-C: one line, status 130, the last checkpoint whole, and the same command goes on from it."""
+    folder, argv = tmp_path / "demo_acl-cl_1", [*DEMO, "--max-steps", "40", "--save-steps", "3", "--resume", "--output", str(tmp_path)]
+    process = forkserver.Process(target=child, args=(argv,))
+    process.start()
+    while not (folder / "checkpoint.pt").exists() and process.is_alive():
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(timeout=60)
+    error = capfd.readouterr().err
+    assert process.exitcode == 130 and error.count("\n") == 1 and "--resume" in error
+    assert 0 < torch.load(folder / "checkpoint.pt")["step"] < 40 and not (folder / "result.json").exists()
+    assert run_main(train.main, argv, capfd)[0] == 0 and len(train.read_csv(folder / "steps.csv")) == 40
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
+@pytest.mark.parametrize("what", ["deleted", "read-only"])
+def test_folder_deleted_or_read_only_meanwhile(what, tmp_path, capsys, monkeypatch):
+    folder, evaluate, me = tmp_path / "demo_acl-cl_1", train.evaluate, os.geteuid()
+
+    def break_then_evaluate(*args):
+        if what == "deleted":
+            shutil.rmtree(folder)
+        elif me == 0:
+            os.seteuid(65534)                               # root may write anywhere, so be nobody
+        else:
+            folder.chmod(0o500)
+        return evaluate(*args)
+
+    monkeypatch.setattr(train, "evaluate", break_then_evaluate)
+    try:
+        status, error = run_main(train.main, [*DEMO, "--max-steps", "4", "--save-steps", "3", "--output", tmp_path], capsys)
+    finally:
+        os.seteuid(me)
+    assert status == 1 and error.count("\n") == 1 and str(folder) in error
+    if what == "read-only":
+        folder.chmod(0o700)
+        assert torch.load(folder / "checkpoint.pt")["step"] == 3 and not (folder / "result.json").exists()
+
+
 @pytest.mark.skipif(os.name != "posix" or not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_full_disk(tmp_path, capsys, monkeypatch):
     real = torch.save
@@ -1410,6 +1450,8 @@ BAD = {     # name: (main, folder -> arguments, word that the message must have)
     "one exit for acl-cl": (train.main, demo("--exits", "last"), "students"),
     "holdout of everything": (train.main, demo("--holdout", "4000"), "--holdout"),
     "output is a file": (train.main, lambda f: [(f / "out").write_text(""), *demo("--output", str(f / "out"))(f)][1:], "out"),
+    "output cannot be made": (train.main, demo("--output", "/dev/null/runs"), "--output"),
+    "output on a file system that takes none": (train.main, demo("--output", "/proc/runs"), "--output"),
     "gpu absent": (train.main, demo("--device", "cuda"), "--device"),
     "no run": (tradeoff.main, lambda f: [f / "nothing"], "no finished run"),
     "torn result": (tradeoff.main, run_of(lambda run: (run / "result.json").write_text("{")), "torn"),

@@ -370,15 +370,14 @@ def lock(folder):
     """Make the run's folder and refuse a second process on it.  Held as long as the returned file is open."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"--output: {error.filename} is a file; choose another") from None
-    file = open(folder / ".lock", "w")
-    try:
+        file = open(folder / ".lock", "w")
         if fcntl:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
     except BlockingIOError:
         raise InputError(f"{folder}: another process is writing this run; wait for it or choose another --output") from None
-    return file
+    except OSError as error:
+        raise InputError(f"--output: cannot write {error.filename} ({error.strerror}); choose another") from None
 
 
 def save_checkpoint(folder, model, optimizer, schedule, logs, step, seconds):

@@ -73,20 +73,24 @@ vanilla() { # one exit; scl and acl-embed train on the plain sum and measure its
 
 tries() {   # what might help ACL-CL at the shallow exits, on slices of train; without the gate, which drops 2 % there
   local -A slice=([mrpc]="--holdout 668 --epochs 2" [sst2]="--limit-train 8000 --holdout 2000 --epochs 3")
-  for task in ${TASKS:-sst2 mrpc}; do for seed in ${TRY_SEEDS:-1 2}; do
+  for seed in ${TRY_SEEDS:-1 2}; do for task in ${TASKS:-sst2 mrpc}; do
     local ce="$task ce $seed --exits all --lr 1e-4 ${slice[$task]}"
+    local kd="$task kd $seed --exits all --lr 1e-4 ${slice[$task]} ${SETTING[kd]}"
     local cl="$task acl-cl $seed --exits all --lr 1e-4 ${slice[$task]} --weight 0.5 --temperature 0.5 --conflict none"
     echo "tries/depth $ce"
     echo "tries/depth $cl"
+    echo "tries/depth $kd"
     echo "tries/depth_center $cl --center"
+    for change in own-teacher rows-only shared-pooler warm-up layer-wise; do
+      echo "tries/depth_$change ${cl/--exits/--change $change --exits}"
+    done
+    echo "tries/depth_shared-pooler ${ce/--exits/--change shared-pooler --exits}"
+    echo "tries/depth_layer-wise ${ce/--exits/--change layer-wise --exits}"
     echo "tries/uniform $ce --exit-weights uniform"
     echo "tries/uniform $cl --exit-weights uniform"
     echo "tries/uniform_center $cl --exit-weights uniform --center"
     echo "tries/depth_center_no-students-embed $cl --center --no-students-embed"
     echo "tries/depth_center_weight2 $cl --center --weight 2"
-    echo "tries/depth_warm-up ${cl/--exits/--change warm-up --exits}"
-    echo "tries/depth_layer-wise ${ce/--exits/--change layer-wise --exits}"
-    echo "tries/depth_layer-wise ${cl/--exits/--change layer-wise --exits}"
   done; done
 }
 

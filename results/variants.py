@@ -5,6 +5,9 @@
     detached       the label embeddings get no gradient from ACL-Embed: only the samples move
     best-teacher   ACL-CL's teacher is the exit with the lowest cross-entropy on the batch, not the deepest
     warm-up        lambda grows from 0 over the first 100 steps, where nearly all conflicts lie
+    own-teacher    ACL-CL's positives: the sample's own teacher vector and its label's row, not the whole class
+    rows-only      ACL-CL's keys: the teacher's label embeddings alone, no samples
+    shared-pooler  h: the encoder's pooler over the mean of the tokens, one for all exits (with --pooling mean)
     layer-wise     learning rate of layer m: --lr times 0.8^(M - m); embeddings as layer 1
 """
 
@@ -18,6 +21,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import acl
+import exits
 import train
 
 
@@ -48,6 +52,36 @@ def warm_up():
     train.fill_gradients = warmed
 
 
+def own_teacher():
+    def acl_cl_loss(student_h, teacher_h, labels, teacher_label_embeddings, temperature):
+        keys, key_labels = acl._with_label_embeddings(teacher_h.detach(), labels, teacher_label_embeddings.detach())
+        same = acl._same_class(labels, key_labels)                                          # (N, N + K)
+        own = torch.eye(*same.shape, dtype=torch.bool, device=same.device)
+        own[:, len(labels):] = same[:, len(labels):]
+        return acl._contrastive_loss(student_h, keys, own, temperature, same_items=False)
+    acl.acl_cl_loss = acl_cl_loss
+
+
+def rows_only():
+    def acl_cl_loss(student_h, teacher_h, labels, teacher_label_embeddings, temperature):
+        rows = teacher_label_embeddings.detach()
+        own = acl._same_class(labels, torch.arange(len(rows), device=labels.device))        # (N, K)
+        return acl._contrastive_loss(student_h, rows, own, temperature, same_items=False)
+    acl.acl_cl_loss = acl_cl_loss
+
+
+def shared_pooler():
+    class Pooled(exits.MultiExitBert):
+        def __init__(self, encoder, *rest):
+            pooler = encoder.pooler
+            super().__init__(encoder, *rest)
+            encoder.pooler = pooler
+
+        def represent(self, hidden, token_mask):
+            return self.encoder.pooler(super().represent(hidden, token_mask)[:, None])      # it takes the first token: (N, 1, d)
+    exits.MultiExitBert = Pooled
+
+
 def layer_wise():
     make_optimizer = train.make_optimizer
 
@@ -67,7 +101,8 @@ def layer_wise():
     train.make_optimizer = with_layers
 
 
-CHANGES = {"detached": detached, "best-teacher": best_teacher, "warm-up": warm_up, "layer-wise": layer_wise}
+CHANGES = {"detached": detached, "best-teacher": best_teacher, "warm-up": warm_up, "own-teacher": own_teacher,
+           "rows-only": rows_only, "shared-pooler": shared_pooler, "layer-wise": layer_wise}
 
 if __name__ == "__main__":
     if sys.argv[1:2] == [] or sys.argv[1] not in CHANGES:
