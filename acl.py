@@ -5,7 +5,7 @@ of class k.  Cross-entropy moves h_i towards l_{y_i}.  Supervised contrastive le
 towards each other, wherever the rows are, and so the two can pull h_i in different directions.  ACL-Embed makes the rows
 take part: they are K more samples, row k labelled k.  ACL-CL lets the deepest exit of a multi-exit BERT be the target.
 
-Everything here is one formula with different keys.  For anchors a with labels y, keys b with labels y', z = x / ||x||:
+The three contrastive losses are one formula with different keys.  For anchors a with labels y, keys b with labels y', z = x / ||x||:
 
     L = mean over anchors a with a positive of   -1/|P(a)| sum_{p in P(a)} log [ exp(z_a.z_p / tau) / sum_b exp(z_a.z_b / tau) ]
 
@@ -16,7 +16,8 @@ Everything here is one formula with different keys.  For anchors a with labels y
     ACL-Embed h_1 .. h_N, l_1 .. l_K      h_1 .. h_N, l_1 .. l_K                  the paper (abstract, second-hand details)
     ACL-CL    student's h_1 .. h_N        teacher's h_1 .. h_N, l_1 .. l_K        the paper (abstract); the keys: our reading
 
-Letters: N samples, K classes, d hidden size, A anchors, B keys.  Losses are in nats, float32 whatever autocast says.
+Letters: N samples, K classes, d hidden size, A anchors, B keys.  Losses are in nats, float32 whatever autocast says; a wrong
+argument raises ValueError naming it.
 """
 
 import torch
@@ -30,9 +31,8 @@ def scl_loss(h, labels, temperature):
 
     h (N, d) floating point; labels (N,) int64; temperature tau > 0.  Returns a float32 scalar.  Samples whose class is alone
     in the batch are no anchors; if none has a positive (a batch of one, say) the loss is 0, with a graph, not NaN.
-    Raises ValueError naming the argument that is wrong.
     """
-    _check(temperature, h=(h, labels))
+    _check(temperature, labels, h=h)
     return _contrastive_loss(h, h, _same_class(labels, labels), temperature, same_items=True)
 
 
@@ -43,8 +43,7 @@ def acl_embed_loss(h, labels, label_embeddings, temperature):
 
     h (N, d); labels (N,) int64 in 0..K-1; label_embeddings (K, d), the classifier's weight rows: pass them attached, the
     gradient is meant to flow into them.
-    Every sample has a positive, its own label's row, so a batch of one is fine.  A row is an anchor as well.  Raises
-    ValueError naming the argument that is wrong.
+    Every sample has a positive, its own label's row, so a batch of one is fine.  A row is an anchor as well.
 
     Example: labels [0, 0], K = 3.  The items' labels are [0, 0, 0, 1, 2]: rows 1 and 2 have no positive, so they are no
     anchors (nothing to move towards), but stay in every denominator: the samples are pushed away from them.
@@ -60,7 +59,7 @@ def acl_embed_loss(h, labels, label_embeddings, temperature):
     >>> -rows.grad[:, 0]                  # its own row steps towards the sample, the other away; detached, neither moves
     tensor([ 0.3845, -0.2500])
     """
-    _check(temperature, h=(h, labels), label_embeddings=label_embeddings)
+    _check(temperature, labels, label_embeddings, h=h)
     items, item_labels = _with_label_embeddings(h, labels, label_embeddings)                # (N + K, d), (N + K,)
     return _contrastive_loss(items, items, _same_class(item_labels, item_labels), temperature, same_items=True)
 
@@ -73,12 +72,10 @@ def acl_cl_loss(student_h, teacher_h, labels, teacher_label_embeddings, temperat
 
     student_h (N, d) of exit m; teacher_h (N, d) of the deepest exit M; labels (N,) int64 in 0..K-1;
     teacher_label_embeddings (K, d).  The sample's own teacher vector is a positive.  Nothing flows into the teacher: both
-    of its tensors are detached here.  To change what guides the students, change the keys below, or who of
-    them is positive.
-    Raises ValueError naming the argument that is wrong.
+    of its tensors are detached here.  To change what guides the students, change the keys below, or who of them is
+    positive (results/variants.py does both).
     """
-    _check(temperature, student_h=(student_h, labels), teacher_h=(teacher_h, labels),
-           teacher_label_embeddings=teacher_label_embeddings)
+    _check(temperature, labels, teacher_label_embeddings, student_h=student_h, teacher_h=teacher_h)
     keys, key_labels = _with_label_embeddings(teacher_h.detach(), labels, teacher_label_embeddings.detach())   # (N + K, d)
     return _contrastive_loss(student_h, keys, _same_class(labels, key_labels), temperature, same_items=False)
 
@@ -89,9 +86,8 @@ def kd_loss(student_logits, teacher_logits, temperature):
         L_KD = tau^2 mean_i KL( softmax(sg[t_i] / tau) || softmax(s_i / tau) )
 
     student_logits, teacher_logits (N, K); the teacher is detached.  tau^2 keeps the gradient's size independent of tau.
-    Raises ValueError naming the argument that is wrong.
     """
-    _check(temperature)
+    _check(temperature, labels=None)
     if student_logits.shape != teacher_logits.shape or student_logits.dim() != 2:
         raise ValueError(f"student_logits and teacher_logits must both be (N, K), not {tuple(student_logits.shape)} and "
                          f"{tuple(teacher_logits.shape)}")
@@ -164,23 +160,20 @@ def _unit(x):
     return x.float() / length.masked_fill(length == 0, float("inf"))
 
 
-def _check(temperature, label_embeddings=None, teacher_label_embeddings=None, **samples):
-    """Raise ValueError naming what is wrong.  samples: name=(representations, labels)."""
+def _check(temperature, labels, label_embeddings=None, **representations):
+    """Raise ValueError naming what is wrong.  representations: name=tensor, each with the same labels."""
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be a number above 0, not {temperature}")
-    rows_name, rows = (("label_embeddings", label_embeddings) if label_embeddings is not None else
-                       ("teacher_label_embeddings", teacher_label_embeddings))
-    for name, (h, labels) in samples.items():
+    for name, h in representations.items():
         if h.dim() != 2 or not h.is_floating_point() or len(h) == 0:
             raise ValueError(f"{name} must be a floating-point tensor (N, d) with N > 0, not {h.dtype} {tuple(h.shape)}")
         if labels.shape != h.shape[:1] or labels.dtype != torch.int64:
             raise ValueError(f"labels must be int64 ({len(h)},) like {name}, not {labels.dtype} {tuple(labels.shape)}")
-        if rows is None:
-            continue
-        if rows.dim() != 2 or rows.shape[1] != h.shape[1] or not rows.is_floating_point():
-            raise ValueError(f"{rows_name} must be a floating-point tensor (K, {h.shape[1]}) like {name}, not "
-                             f"{rows.dtype} {tuple(rows.shape)}")
-        # Not on a GPU, where looking means waiting for it; cross-entropy asserts the same there.
-        if not labels.is_cuda and (labels.min() < 0 or labels.max() >= len(rows)):
-            raise ValueError(f"labels must lie in 0..{len(rows) - 1}, the rows of {rows_name}; found "
-                             f"{labels.min().item()}..{labels.max().item()}")
+        if label_embeddings is not None and (label_embeddings.dim() != 2 or label_embeddings.shape[1] != h.shape[1]
+                                             or not label_embeddings.is_floating_point()):
+            raise ValueError(f"label_embeddings must be a floating-point tensor (K, {h.shape[1]}) like {name}, not "
+                             f"{label_embeddings.dtype} {tuple(label_embeddings.shape)}")
+    # Not on a GPU, where looking means waiting for it; cross-entropy asserts the same there.
+    if label_embeddings is not None and not labels.is_cuda and (labels.min() < 0 or labels.max() >= len(label_embeddings)):
+        raise ValueError(f"labels must lie in 0..{len(label_embeddings) - 1}, the rows of label_embeddings; found "
+                         f"{labels.min().item()}..{labels.max().item()}")

@@ -28,7 +28,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import logging
 
 import glue
-from glue import InputError
+from glue import InputError, reason
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -58,7 +58,8 @@ class MultiExitBert(nn.Module):
             nn.init.zeros_(classifier.bias)
 
     def embed(self, input_ids, attention_mask=None, token_type_ids=None):
-        """(N, L) tokens -> hidden (N, L, d), the mask the layers take (or None: attend to all), token mask (N, L)."""
+        """(N, L) tokens -> hidden (N, L, d), the mask the layers take, token mask (N, L).  The layers' mask is (N, 1, 1, L) or
+        so, whatever the attention wants to know whom to attend to; None where no row is padded."""
         if self.encoder.config.type_vocab_size < 2:                           # RoBERTa knows one segment only
             token_type_ids = None
         hidden = self.encoder.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
@@ -68,7 +69,9 @@ class MultiExitBert(nn.Module):
     def represent(self, hidden, token_mask):
         """hidden (N, L, d) of any layer -> h (N, d): the vector the classifier receives, before dropout."""
         if self.pooling == "cls":
-            return self.encoder.pooler(hidden)
+            # Under autocast the pooler would round h to bf16, whose 8 bits are too coarse for the losses.
+            with torch.autocast(hidden.device.type, enabled=False):
+                return self.encoder.pooler(hidden.to(self.classifiers[0].weight.dtype))
         weights = token_mask.unsqueeze(-1).to(hidden.dtype)                   # (N, L, 1)
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
 
@@ -80,8 +83,7 @@ class MultiExitBert(nn.Module):
             hidden = layer(hidden, mask)                                      # (N, L, d): a tensor since transformers 5
             if number in self.exits:
                 h.append(self.represent(hidden, token_mask))
-        # (M, N, d) in the parameters' dtype: under autocast a pooler's output would be bf16, too coarse for the losses.
-        return torch.stack(h).to(self.classifiers[0].weight.dtype)
+        return torch.stack(h)                                                 # (M, N, d)
 
     def classify(self, h):
         """h (M, N, d) -> logits (M, N, K), each exit's by its own classifier."""
@@ -103,18 +105,16 @@ class MultiExitBert(nn.Module):
         DistilBERT do something else between or around them; a new transformers release may change a signature."""
         encoder = self.encoder.eval()
         batch = {"input_ids": torch.tensor([[5, 6, 7, 8]] * 2), "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])}
-        reason = "another result"
         try:
             hidden, mask, _ = self.embed(**batch)
             for layer in encoder.encoder.layer:
                 hidden = layer(hidden, mask)
-            same = torch.allclose(hidden, encoder(**batch).last_hidden_state, atol=1e-4)
+            torch.testing.assert_close(hidden, encoder(**batch).last_hidden_state, atol=1e-4, rtol=0)
         except Exception as error:                     # no such attribute, other arguments, a tuple where a tensor was, ..
-            same, reason = False, type(error).__name__
+            raise InputError(f"walking the layers of this {encoder.config.model_type} model as BERT's fails ({reason(error)}; "
+                             f"transformers {transformers.__version__}); use BERT, MiniLM, RoBERTa or a kin, or adapt "
+                             "exits.py: embed and the two loops of layer(hidden, mask)") from error
         encoder.train()
-        if not same:
-            raise InputError(f"walking the layers of this {encoder.config.model_type} model as BERT's fails ({reason}, "
-                             f"transformers {transformers.__version__}); use BERT, MiniLM, RoBERTa or a kin")
 
 
 def parse_exits(exits, num_layers):
@@ -138,9 +138,8 @@ def load_encoder(name):
         encoder, info = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:                         # offline, no such id, a torn file: the library's errors have many names
-        reason = str(error).strip().splitlines()
-        raise InputError(f"cannot load model {name} ({type(error).__name__}: {reason[0] if reason else 'no reason given'}); "
-                         "without network use --model FOLDER, or --task demo") from None
+        raise InputError(f"cannot load model {name} ({reason(error)}); without network use --model FOLDER, or --task demo"
+                         ) from None
     missing = sorted(info["missing_keys"])
     if any("pooler" not in key for key in missing):
         raise InputError(f"model {name} lacks weights of its own architecture, first {missing[0]}")
@@ -153,16 +152,18 @@ def load_encoder(name):
 
 def demo_encoder(vocab_size):
     """The demo task's BERT, 4 layers, untrained: everything in it is new."""
-    return BertModel(BertConfig(vocab_size=vocab_size, hidden_size=64, num_hidden_layers=4, num_attention_heads=4,
-                                intermediate_size=256, max_position_embeddings=64, initializer_range=0.1,
-                                hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    encoder = BertModel(BertConfig(vocab_size=vocab_size, hidden_size=64, num_hidden_layers=4, num_attention_heads=4,
+                                   intermediate_size=256, max_position_embeddings=64, initializer_range=0.1,
+                                   hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    encoder.pooler_is_new = True
+    return encoder
 
 
 # ------------------------------------------------------------------------------------------------- rules: who may leave now
 # A rule sees the logits (m, n, K) of the m exits passed so far and n inputs still inside, and returns (n,) bool: leave now.
 
 def normalised_entropy(logits):
-    """H(p) / log K in 0..1 of logits (..., K).  From log_softmax: softmax and log give NaN at logits of 100 already."""
+    """H(p) / log K in 0..1 of logits (..., K).  From log_softmax: softmax and log give NaN from a gap of 104 on."""
     log_p = F.log_softmax(logits.float(), dim=-1)
     return -(log_p.exp() * log_p).sum(dim=-1) / torch.tensor(float(logits.shape[-1])).log()
 
@@ -204,7 +205,7 @@ def make_rule(rule, threshold=None, patience=None):
     settings = {key: {"threshold": threshold, "patience": patience}[key] for key in names}
     if "threshold" in names and (threshold is None or not 0 <= threshold <= 1):
         raise InputError(f"rule {rule} needs a threshold from 0 to 1, not {threshold}")
-    if "patience" in names and (patience is None or patience < 1 or patience != int(patience)):
+    if "patience" in names and (not isinstance(patience, int) or patience < 1):
         raise InputError(f"rule {rule} needs a patience of 1 or more exits, not {patience}")
     return lambda logits: function(logits, **settings)
 
@@ -224,7 +225,7 @@ def exit_indices(logits, rule):
 def early_exit(model, batch, rule):
     """Walk the layers; after each exit drop the rows that leave, so that the rest of the walk costs less.
 
-    batch: dict of (N, L) tensors; rule: from make_rule, or None (nobody leaves early and only the deepest exit is computed:
+    model: in eval mode, or dropout decides with; batch: dict of (N, L) tensors; rule: from make_rule, or None (nobody leaves early and only the deepest exit is computed:
     the full model, to compare with).  Returns logits (N, K) and exit layer (N,), from 1, in the order of the input.
 
     Example: rows 0, 1, 2 are inside and row 1 leaves.  `stay` is [True, False, True]; hidden (3, L, d) becomes (2, L, d), and
@@ -275,6 +276,8 @@ def load_model(folder, config):
         model = MultiExitBert(encoder, config["num_labels"], config["exit_layers"], config["pooling"])
         model.load_state_dict(safetensors.torch.load_file(model_folder / "model.safetensors"))
         return model.eval(), AutoTokenizer.from_pretrained(model_folder)
+    except InputError:                                 # the tripwire above: another transformers
+        raise
     except Exception as error:                         # torn or foreign in one of too many ways to list
         raise InputError(f"{model_folder} does not hold this run's model ({type(error).__name__}); train it again") from None
 

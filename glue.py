@@ -16,13 +16,18 @@ class InputError(Exception):
     """The user's input is wrong.  Its text is one line that says what and what to do; train.py exits with status 2."""
 
 
+def reason(error):
+    """A library's error in one line: its class, and the first line of its text."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 class Task(NamedTuple):
-    folder: str       # in GLUE's download, also the name of the submission file
-    hub: tuple        # the text columns on the hub (nyu-mll/glue)
-    columns: tuple    # the text columns in the download's header
-    label: str        # the label column in the download's header (on the hub it is always `label`)
-    labels: tuple     # the labels as the download and the submission spell them; their order is the hub's numbering
-    metrics: tuple    # the first one is "the score" everywhere in this project
+    folder: str           # in GLUE's download, also the name of the submission file
+    hub_columns: tuple    # the text columns on the hub (nyu-mll/glue)
+    tsv_columns: tuple    # the text columns in the download's header
+    tsv_label: str        # the label column in the download's header (on the hub it is always `label`)
+    labels: tuple         # the labels as the download and the submission spell them; their order is the hub's numbering
+    metrics: tuple        # the first one is "the score" everywhere in this project
 
 
 TWO = ("sentence1", "sentence2")
@@ -107,21 +112,15 @@ def accuracy(predictions, labels):
 
 
 def f1(predictions, labels):
-    """F1 of class 1, in points: 2 TP / (2 TP + FP + FN); 0 where nothing is or was called 1."""
-    tp, fp, fn, _ = _confusion(predictions, labels)
-    return 100 * 2 * tp / max(2 * tp + fp + fn, 1)
+    """F1 of class 1 of two, in points: 2 TP / (2 TP + FP + FN); 0 where nothing is or was called 1."""
+    return 200 * (predictions * labels).sum().item() / max((predictions + labels).sum().item(), 1)
 
 
 def matthews(predictions, labels):
     """Matthews' correlation of two classes, in points (-100 to 100); 0 where one row or column of the table is empty."""
-    tp, fp, fn, tn = _confusion(predictions, labels)
-    product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+    tp, fp, fn, tn = (((predictions == p) & (labels == y)).sum().item() for p, y in ((1, 1), (1, 0), (0, 1), (0, 0)))
+    product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)                    # of Python integers, which cannot overflow
     return 100 * (tp * tn - fp * fn) / product**0.5 if product else 0.0
-
-
-def _confusion(predictions, labels):
-    """TP, FP, FN, TN as Python integers, whose product above cannot overflow."""
-    return [((predictions == p) & (labels == y)).sum().item() for p, y in ((1, 1), (1, 0), (0, 1), (0, 0))]
 
 
 METRICS = {"accuracy": accuracy, "f1": f1, "matthews": matthews}
@@ -172,15 +171,15 @@ def load_task(task, data, limit_train=None, holdout=None):
     are left out: to choose options by them.  Raises InputError.
     """
     splits = _load_splits(task, data)
-    train = splits["train"].part(0, limit_train)
+    splits["train"] = train = splits["train"].part(0, limit_train)
+    if holdout is not None:
+        if holdout >= len(train):
+            raise InputError(f"--holdout {holdout} leaves nothing of {len(train)} training rows")
+        splits = {"train": train.part(0, -holdout), "dev": train.part(-holdout, None)}
     for number, label in enumerate(TASKS[task].labels):
-        if not (train.labels == number).any():
+        if not (splits["train"].labels == number).any():
             raise InputError(f"{task}: no row of train has the label {label}; it takes all classes to train")
-    if holdout is None:
-        return {**splits, "train": train}
-    if holdout >= len(train):
-        raise InputError(f"--holdout {holdout} leaves nothing of {len(train)} training rows")
-    return {"train": train.part(0, -holdout), "dev": train.part(-holdout, None)}
+    return splits
 
 
 def _load_splits(task, data):
@@ -190,7 +189,8 @@ def _load_splits(task, data):
         raise InputError(f"unknown task {task!r}; choose one of {', '.join(TASKS)}")
     if task == "demo":
         rows = demo_rows(4000, seed=0)
-        fresh = [row for row in dict.fromkeys(demo_rows(4000, seed=1)) if row not in set(rows)]    # no dev row is in train
+        known = set(rows)
+        fresh = [row for row in dict.fromkeys(demo_rows(4000, seed=1)) if row not in known]        # no dev row is in train
         fresh = [row for pair in zip(*([r for r in fresh if r[2] == label] for label in (0, 1))) for row in pair]   # half, half
         parts = {"train": rows, "dev": fresh[:500], "test": fresh[500:1000]}
         return {name: Split([[r[0] for r in part], [r[1] for r in part]], [r[2] for r in part]) for name, part in parts.items()}
@@ -223,12 +223,11 @@ def _read_hub(task, data, names):
             tables = datasets.load_dataset("parquet", data_files=files)
         else:
             tables = datasets.load_dataset(data, task)
-        splits = {name: Split([list(tables[hub][column]) for column in spec.hub], list(tables[hub]["label"]))
+        splits = {name: Split([list(tables[hub][column]) for column in spec.hub_columns], list(tables[hub]["label"]))
                   for name, hub in hub_names.items()}
     except Exception as error:                         # offline, no such id, a torn file: the library's errors have many names
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        raise InputError(f"cannot load {task} from {data} ({type(error).__name__}: {reason}); without network use "
-                         "--data FOLDER with GLUE's files, or --task demo") from None
+        raise InputError(f"cannot load {task} from {data} ({reason(error)}); without network use --data FOLDER with GLUE's "
+                         "files, or --task demo") from None
     for name, split in splits.items():
         if not all(isinstance(text, str) for column in split.texts for text in column):
             raise InputError(f"{data}: {name} of {task} has texts that are none")
@@ -251,7 +250,7 @@ def _read_tsv(task, path, name):
     # CoLA's train and dev have no header and four columns: source, label, the linguist's mark, sentence.
     has_header = task != "cola" or name == "test"
     header = (lines[0] if has_header else "source\tlabel\tmark\tsentence").split("\t")
-    for column in [*spec.columns, *[spec.label] * is_labelled]:
+    for column in [*spec.tsv_columns, *[spec.tsv_label] * is_labelled]:
         if column not in header:
             raise InputError(f"{path}, line 1: no column {column!r} in the header; found {', '.join(header)[:80]!r}")
     rows, skipped = [], 0
@@ -263,12 +262,12 @@ def _read_tsv(task, path, name):
         if len(cells) != len(header):
             raise InputError(f"{path}, line {number}: {len(cells)} columns where the header has {len(header)}")
         row = dict(zip(header, cells))
-        if is_labelled and row[spec.label] not in spec.labels:
-            raise InputError(f"{path}, line {number}: label {row[spec.label][:40]!r} is none of {', '.join(spec.labels)}")
-        rows.append((*(row[column] for column in spec.columns), spec.labels.index(row[spec.label]) if is_labelled else -1))
+        if is_labelled and row[spec.tsv_label] not in spec.labels:
+            raise InputError(f"{path}, line {number}: label {row[spec.tsv_label][:40]!r} is none of {', '.join(spec.labels)}")
+        rows.append((*(row[column] for column in spec.tsv_columns), spec.labels.index(row[spec.tsv_label]) if is_labelled else -1))
     if skipped:
         print(f"{path}: {skipped} short rows skipped", file=sys.stderr)
-    *texts, labels = map(list, zip(*rows)) if rows else ([] for _ in range(len(spec.columns) + 1))
+    *texts, labels = map(list, zip(*rows)) if rows else ([] for _ in range(len(spec.tsv_columns) + 1))
     return Split(texts, labels)
 
 

@@ -2,6 +2,7 @@
 
     g = g_CE + lambda * 1[ <g_CE, g_ACL> >= 0 ] * g_ACL            once per mini-batch            (paper, ACL-Grad)
 
+g_CL in the code is g_ACL: the gradient of the second loss, whichever it is (CL: contrastive, not ACL-CL's cross-layer).
 Our reading where the paper is silent: the inner product runs over the parameters that *both* losses reach, a tie at 0 is
 no conflict, and an inner product that is not finite is one.  Pure functions on tensors: copy them as they stand.
 
@@ -58,7 +59,8 @@ def acl_grad(ce_loss, cl_loss, parameters, weight, rule="discard", average=None)
     >>> round(seen.angle), w.grad
     (135, tensor([1., 1.]))
     """
-    _check_rule(rule, RULES)
+    if rule not in RULES:
+        raise ValueError(f"rule must be one of {', '.join(RULES)}, not {rule!r}")
     parameters = [p for p in parameters if p.requires_grad]
     g_ce = torch.autograd.grad(ce_loss, parameters, retain_graph=True, allow_unused=True)
     g_cl = torch.autograd.grad(cl_loss, parameters, allow_unused=True)
@@ -68,7 +70,7 @@ def acl_grad(ce_loss, cl_loss, parameters, weight, rule="discard", average=None)
     # Why only shared parameters: the classifier's bias gets no contrastive gradient, the dot there is 0, and its length
     # in the cosine's denominator would bend every angle towards 90 degrees.
     shared = [a is not None and b is not None for a, b in zip(g_ce, g_cl)]
-    flat = [(a.flatten(), b.flatten()) for a, b, both in zip(g_ce, g_cl, shared) if both]   # views, nothing is copied
+    flat = [(a.flatten(), b.flatten()) for a, b, both in zip(g_ce, g_cl, shared) if both]   # views, mostly: no flat copy
     triples = [torch.stack([a.dot(b), a.dot(a), b.dot(b)]) for a, b in flat]
     # The only wait for the device in this function: (P, 3) numbers, P the number of shared tensors.
     products = iter(torch.stack(triples).double().tolist() if triples else [])
@@ -101,18 +103,20 @@ def acl_grad_features(ce_loss, cl_losses, h, weight, rule="discard"):
     whose cosine, angle and kept are means over the exits, each of which decides for itself.
     Raises ValueError for an unknown rule.
     """
-    _check_rule(rule, [name for name in RULES if name != "project"])
+    if rule not in RULES or rule == "project":
+        raise ValueError(f"rule must be observe, discard or weigh, not {rule!r}")
     # Both walks end at h, just below the losses: a few matrix products of size N x K, next to nothing.
     g_ce, = torch.autograd.grad(ce_loss, h, retain_graph=True)                              # (M, N, d)
     g_cl, = torch.autograd.grad(sum(cl_losses), h, retain_graph=True)                      # (M, N, d)
-    products = torch.stack([(g_ce * g_cl).sum((1, 2)), (g_ce * g_ce).sum((1, 2)), (g_cl * g_cl).sum((1, 2))], dim=1)  # (M, 3)
-    exits = [_decide([triple], rule) for triple in products.double().tolist()]              # the only wait for the device
-    factors = [along_cl for _, _, along_cl in exits]
+    products = torch.stack([(g_ce * g_cl).sum((1, 2)), (g_ce * g_ce).sum((1, 2)), (g_cl * g_cl).sum((1, 2))], dim=1)
+    products = products.double().tolist()                                    # (M, 3), and the only wait for the device
+    decisions = [_decide([triple], rule) for triple in products]
+    factors = [along_cl for _, _, along_cl in decisions]
     # Dropped terms are left out of the sum, not multiplied by 0, so that a NaN among them stays out.
     total = ce_loss + weight * sum(factor * term for factor, term in zip(factors, cl_losses) if factor)
     total.backward()
-    cosines, angles = zip(*[(seen.cosine, seen.angle) for seen, _, _ in exits])
-    return Conflict(sum(cosines) / len(exits), sum(angles) / len(exits), sum(factors) / len(exits), products.tolist())
+    means = [sum(column) / len(decisions) for column in zip(*(seen[:3] for seen, _, _ in decisions))]   # cosine, angle, kept
+    return Conflict(*means, products)
 
 
 def _own(gradient, taken):
@@ -139,7 +143,7 @@ def _decide(products, rule):
         along_ce, kept = -dot / ce2, math.sqrt(1 - cos**2)         # g_CL - <g_CL, g_CE> / |g_CE|^2 * g_CE
     elif rule == "weigh":
         along_cl = kept = max(0.0, cos)
-    return Conflict(cos, _degrees(cos), kept, products), along_ce, along_cl
+    return Conflict(cos, math.degrees(math.acos(cos)), kept, products), along_ce, along_cl       # acos(NaN) is NaN
 
 
 def cosine(products):
@@ -154,15 +158,6 @@ def cosine(products):
 
 def _sums(products):
     return [sum(column) for column in zip((0.0, 0.0, 0.0), *(triple for triple in products if triple is not None))]
-
-
-def _degrees(cosine):
-    return math.degrees(math.acos(cosine)) if math.isfinite(cosine) else math.nan
-
-
-def _check_rule(rule, known):
-    if rule not in known:
-        raise ValueError(f"rule must be one of {', '.join(known)}, not {rule!r}")
 
 
 if __name__ == "__main__":

@@ -169,6 +169,10 @@ def test_losses_stay_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         under = torch.stack(losses_of(h, labels, rows, 0.02))
     assert torch.equal(plain, under)
+    for pooling in ("cls", "mean"):                             # nor is what the losses are given rounded to bf16
+        with torch.autocast("cpu", torch.bfloat16):
+            h, logits = small_model(pooling=pooling)(**small_batch(4, 7))
+        assert logits.dtype == torch.bfloat16 and h.dtype == torch.float32 and (h != h.bfloat16().float()).float().mean() > 0.9
 
 
 H, Y, L = torch.randn(3, 4), torch.tensor([0, 1, 1]), torch.randn(2, 4)
@@ -182,7 +186,7 @@ H, Y, L = torch.randn(3, 4), torch.tensor([0, 1, 1]), torch.randn(2, 4)
     (lambda: acl.acl_embed_loss(H, Y, L[:, :3], 0.5), "label_embeddings"),
     (lambda: acl.acl_embed_loss(H, Y + 1, L, 0.5), "labels"), (lambda: acl.acl_embed_loss(H, Y - 1, L, 0.5), "labels"),
     (lambda: acl.acl_cl_loss(H, H[:2], Y, L, 0.5), "labels"), (lambda: acl.acl_cl_loss(H[0], H, Y, L, 0.5), "student_h"),
-    (lambda: acl.acl_cl_loss(H, H[:, :3], Y, L, 0.5), "teacher_label_embeddings"),
+    (lambda: acl.acl_cl_loss(H, H[:, :3], Y, L, 0.5), "label_embeddings"),
     (lambda: acl.kd_loss(H, H[:2], 2.0), "teacher_logits"), (lambda: acl.kd_loss(H, H, 0), "temperature")])
 def test_wrong_arguments_are_named(call, word):
     with pytest.raises(ValueError, match=word):
@@ -983,7 +987,7 @@ def test_demo_learns_and_depth_pays(demo_run):
     assert result["steps"] == 8 * 125 and result["exit_layers"] == [1, 2, 3, 4]
     config = json.loads((demo_run / "config.json").read_text())
     assert config["seed"] == 1 and config["weight"] == 0.1 and config["versions"]["torch"] == torch.__version__
-    steps = train.read_csv(demo_run / "steps.csv")
+    steps = tradeoff.read_csv(demo_run / "steps.csv")
     assert [int(row["step"]) for row in steps] == list(range(1, 1001))
     for row in steps:
         assert float(row["kept"]) == (float(row["cosine"]) >= 0)
@@ -991,9 +995,9 @@ def test_demo_learns_and_depth_pays(demo_run):
     assert result["kept"] == pytest.approx(1 - result["conflict_share"])
     lrs = [float(row["lr"]) for row in steps]
     assert max(lrs) == lrs[100] == 1e-3 and lrs[0] == 0 and lrs[-1] < 1e-5                 # warm-up over a tenth, then down to 0
-    scores = [row for row in train.read_csv(demo_run / "exits.csv") if row["epoch"] == "8"]
+    scores = [row for row in tradeoff.read_csv(demo_run / "exits.csv") if row["epoch"] == "8"]
     assert [float(row["accuracy"]) for row in scores] == pytest.approx(result["exit_scores"])
-    groups = train.read_csv(demo_run / "groups.csv")[-7:]
+    groups = tradeoff.read_csv(demo_run / "groups.csv")[-7:]
     assert [row["group"] for row in groups] == ["embeddings", "layer 1", "layer 2", "layer 3", "layer 4", "pooler",
                                                 "label embeddings"]
     predictions = (demo_run / "demo.tsv").read_text().splitlines()
@@ -1017,7 +1021,7 @@ def command(*argv):
 def test_exits_command(demo_run):
     printed = command("exits.py", demo_run, "--examples")
     assert "acl-cl" in printed and "Pareto front" in printed
-    rows = train.read_csv(demo_run / "tradeoff.csv")
+    rows = tradeoff.read_csv(demo_run / "tradeoff.csv")
     front = [row for row in rows if row["rule"] == "entropy" and row["pareto"] == "1"]
     by_speed = sorted(front, key=lambda row: float(row["speedup"]))
     assert len(front) > 3 and [r["score"] for r in by_speed] == sorted((r["score"] for r in front), key=float, reverse=True)
@@ -1054,7 +1058,7 @@ def test_every_method_trains_with_every_gate(method, at, tmp_path, capsys):
         argv = ["--task", "demo", "--method", method, "--exits", "2,4", "--limit-train", "64", "--max-steps", "2", "--center",
                 "--output", str(tmp_path / rule), "--conflict", rule, "--conflict-at", at]
         assert run_main(train.main, argv, capsys)[0] == 0
-        steps = train.read_csv(tmp_path / rule / f"demo_{method}_1" / "steps.csv")
+        steps = tradeoff.read_csv(tmp_path / rule / f"demo_{method}_1" / "steps.csv")
         assert len(steps) == 2 and all((row["kept"] == "") == (rule == "none") for row in steps)
         assert (float(steps[0]["cl_loss"]) > 0) == (method != "ce")
 
@@ -1141,7 +1145,7 @@ def test_two_processes_are_one(method, at, tmp_path, monkeypatch):
     for process in processes:
         process.join(timeout=120)
     assert [process.exitcode for process in processes] == [0, 0]
-    one, two = (train.read_csv(tmp_path / name / f"demo_{method}_1" / "steps.csv") for name in ("one", "two"))
+    one, two = (tradeoff.read_csv(tmp_path / name / f"demo_{method}_1" / "steps.csv") for name in ("one", "two"))
     assert len(one) == 10                                                      # 129 rows: the last batch of each epoch has one
     for a, b in zip(one, two, strict=True):
         assert a["kept"] == b["kept"] and a["lr"] == b["lr"]
@@ -1160,7 +1164,7 @@ def test_non_finite(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(acl, "acl_embed_loss", lambda *a: real(*a) * (math.nan if next(calls) == 5 else 1))
     assert run_main(train.main, [*DEMO, "--max-steps", "4", "--output", tmp_path / "nan"], capsys)[0] == 0
     result = json.loads((tmp_path / "nan" / "demo_acl-cl_1" / "result.json").read_text())
-    steps = train.read_csv(tmp_path / "nan" / "demo_acl-cl_1" / "steps.csv")
+    steps = tradeoff.read_csv(tmp_path / "nan" / "demo_acl-cl_1" / "steps.csv")
     assert result["non_finite"] == 1 and [row["cosine"] == "nan" for row in steps] == [False, True, False, False]
     assert steps[1]["kept"] == "0.0000" and math.isfinite(float(steps[3]["ce_loss"]))
 
@@ -1194,19 +1198,24 @@ def test_finished_and_foreign_runs(tmp_path, capsys):
     assert (folder / "steps.csv").read_bytes() == kept["steps.csv"]
 
 
-def test_interrupt(tmp_path, capfd):
+def child_with_errors_in(path, argv):
+    sys.stderr = open(path, "w", buffering=1)
+    child(argv)
+
+
+def test_interrupt(tmp_path, capsys):
     """Ctrl-C: one line, status 130, the last checkpoint whole, and the same command goes on from it."""
     folder, argv = tmp_path / "demo_acl-cl_1", [*DEMO, "--max-steps", "40", "--save-steps", "3", "--resume", "--output", str(tmp_path)]
-    process = forkserver.Process(target=child, args=(argv,))
+    process = forkserver.Process(target=child_with_errors_in, args=(tmp_path / "errors", argv))
     process.start()
     while not (folder / "checkpoint.pt").exists() and process.is_alive():
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGINT)
     process.join(timeout=60)
-    error = capfd.readouterr().err
+    error = (tmp_path / "errors").read_text()
     assert process.exitcode == 130 and error.count("\n") == 1 and "--resume" in error
     assert 0 < torch.load(folder / "checkpoint.pt")["step"] < 40 and not (folder / "result.json").exists()
-    assert run_main(train.main, argv, capfd)[0] == 0 and len(train.read_csv(folder / "steps.csv")) == 40
+    assert run_main(train.main, argv, capsys)[0] == 0 and len(tradeoff.read_csv(folder / "steps.csv")) == 40
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
@@ -1328,7 +1337,7 @@ def test_finish_by_hand(tmp_path):
     logits = torch.stack([F.one_hot(torch.tensor([0, 1, 2, 1]), 3), F.one_hot(torch.tensor([0, 1, 1, 1]), 3)]).float()
     scores = [{"accuracy": 75.0}, {"accuracy": 50.0}]
     dev = {"dev_matched": (logits, scores), "dev_mismatched": (logits.clone(), [{"accuracy": 1.0}, {"accuracy": 2.0}])}
-    logs = {"exits.csv": [["epoch", "split", "exit", "accuracy"], [1, "dev_matched", 1, "99"], [1, "dev_matched", 2, "40"],
+    logs = {"exits.csv": [["epoch", "split", "exit_layer", "accuracy"], [1, "dev_matched", 1, "99"], [1, "dev_matched", 2, "40"],
                           [2, "dev_matched", 1, "75"], [2, "dev_matched", 2, "60"], [2, "dev_mismatched", 2, "98"],
                           [3, "dev_matched", 2, "50"]],
             "steps.csv": [["step", "epoch", "ce_loss", "cl_loss", "cosine", "angle", "kept", "lr"]] + [
@@ -1448,6 +1457,8 @@ BAD = {     # name: (main, folder -> arguments, word that the message must have)
     "exits without the last": (train.main, demo("--exits", "1,2"), "4"),
     "exits as words": (train.main, demo("--exits", "first"), "first"),
     "one exit for acl-cl": (train.main, demo("--exits", "last"), "students"),
+    "a class only in the held-out end": (train.main, lambda f: [*rte(RTE_ROW + "entailment\n1\tA\tB\tnot_entailment\n")(f),
+                                         "--holdout", "1"], "not_entailment"),
     "holdout of everything": (train.main, demo("--holdout", "4000"), "--holdout"),
     "output is a file": (train.main, lambda f: [(f / "out").write_text(""), *demo("--output", str(f / "out"))(f)][1:], "out"),
     "output cannot be made": (train.main, demo("--output", "/dev/null/runs"), "--output"),

@@ -7,7 +7,7 @@
 
 Each seed leaves runs/<task>_<method>_<seed>/:
     config.json   every option, the seed, versions       steps.csv    a line a step: both losses, cosine, angle, kept
-    exits.csv     a line an epoch and exit: dev scores   groups.csv   --conflict-groups: a line a step and layer
+    exits.csv     a line an epoch and exit: dev scores   groups.csv   --conflict-groups: a line a step and group
     dev_logits.safetensors   every exit's dev logits     model/       weights, encoder config, tokenizer
     RTE.tsv ..    --predict: GLUE's submission           result.json  what the last epoch scored, the time it took
 While it runs: checkpoint.pt, and the CSVs as of that checkpoint.
@@ -88,8 +88,8 @@ def parse_args(argv=None):
         "same sum, angle measured;\ndiscard, project, weigh (discard for acl-grad and acl-cl, else none)")
     add("--conflict-at", choices=("parameters", "features"), default="parameters", help="where the gradients meet: exact, "
         "or at the\nrepresentations, exit by exit, at the cost of one backward (%(default)s)")
-    add("--conflict-groups", action="store_true", help="also write groups.csv: the cosine per layer, a line a step and group")
-    add("--exit-weights", choices=("depth", "uniform"), default="depth", help="weight of exit m: m, or 1 (%(default)s)")
+    add("--conflict-groups", action="store_true", help="also write groups.csv: the cosine by layer, a line a step and group")
+    add("--exit-weights", choices=("depth", "uniform"), default="depth", help="weight of an exit: its layer's number, or 1\n(%(default)s)")
     add("--students-embed", action=argparse.BooleanOptionalAction, default=True,
         help="acl-cl: students' own ACL-Embed too (on)")
     add("--center", action="store_true", help="subtract means before the contrastive cosines (our idea; off)")
@@ -126,10 +126,8 @@ def parse_args(argv=None):
         p.error(f"--max-length must be 8 or more, not {args.max_length}")
     if args.method == "ce" and args.conflict != "none":
         p.error("--conflict needs a second loss: choose another method than ce")
-    if args.conflict_at == "features" and (args.conflict == "project" or args.method == "kd"):
-        p.error("--conflict-at features keeps or drops a contrastive term: not for --conflict project or --method kd")
-    if args.conflict_at == "features" and args.conflict == "none":
-        p.error("--conflict-at features needs --conflict observe, discard or weigh")
+    if args.conflict_at == "features" and (args.conflict in ("none", "project") or args.method == "kd"):
+        p.error("--conflict-at features needs a contrastive term (not kd) and --conflict observe, discard or weigh")
     if args.predict and args.holdout:
         p.error("--predict needs the test split, which --holdout leaves out")
     if args.conflict_groups and (args.conflict == "none" or args.conflict_at == "features"):
@@ -144,29 +142,28 @@ def parse_args(argv=None):
 def compute_losses(args, model, h, logits, labels):
     """h (M, N, d), logits (M, N, K), labels (N,) -> ce and cl, lists of M scalars: each exit's loss times w_m / sum w.
 
-        L = sum_m w_m (L_CE^m + lambda L_CL^m) / sum_m w_m,   w_m = m or 1             (second-hand; --exit-weights)
+        L = sum_m w_m (L_CE^m + lambda L_CL^m) / sum_m w_m             w_m: exit m's layer number, or 1 (--exit-weights)
         SCL alone is a mixture, (1 - lambda) L_CE^m + lambda L_SCL^m                    (arXiv 2011.01403): fill_gradients
     """
     tau = args.temperature
     pairs = [(x, classifier.weight) for x, classifier in zip(h, model.classifiers)]   # h^m (N, d), l^m (K, d)
     if args.center:
         pairs = [acl.center(x, l) for x, l in pairs]
-    teacher_h, teacher_l = pairs[-1]                                      # ACL-CL's teacher: the deepest exit
-    ce, cl = [], []
-    for (x, l), z in zip(pairs, logits):
-        is_teacher = x is teacher_h
-        ce.append(F.cross_entropy(z.float(), labels))
+    ce = [F.cross_entropy(z.float(), labels) for z in logits]
+    teacher = len(ce) - 1                                                 # who guides the others: the deepest exit
+    teacher_h, teacher_l = pairs[teacher]
+    cl = []
+    for m, (x, l) in enumerate(pairs):
+        is_student, loss = m != teacher, torch.zeros((), device=h.device)
         if args.method == "scl":
-            cl.append(acl.scl_loss(x, labels, tau))
-        elif args.method in ("acl-embed", "acl-grad") or args.method == "acl-cl" and is_teacher:
-            cl.append(acl.acl_embed_loss(x, labels, l, tau))
-        elif args.method == "acl-cl":
-            guided = acl.acl_cl_loss(x, teacher_h, labels, teacher_l, tau)
-            cl.append(guided + acl.acl_embed_loss(x, labels, l, tau) if args.students_embed else guided)
-        elif args.method == "kd" and not is_teacher:
-            cl.append(acl.kd_loss(z, logits[-1], tau))
-        else:                                                                  # ce, and the teacher under kd
-            cl.append(torch.zeros((), device=h.device))
+            loss = acl.scl_loss(x, labels, tau)
+        if args.method in ("acl-embed", "acl-grad") or args.method == "acl-cl" and (args.students_embed or not is_student):
+            loss = acl.acl_embed_loss(x, labels, l, tau)
+        if args.method == "acl-cl" and is_student:
+            loss = loss + acl.acl_cl_loss(x, teacher_h, labels, teacher_l, tau)
+        if args.method == "kd" and is_student:
+            loss = acl.kd_loss(logits[m], logits[teacher], tau)
+        cl.append(loss)
     w = [m if args.exit_weights == "depth" else 1 for m in model.exits]
     return [[w_m / sum(w) * loss for w_m, loss in zip(w, losses)] for losses in (ce, cl)]
 
@@ -245,7 +242,7 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
     config = {**run_options(args, seed), "exit_layers": model.exits, "num_labels": len(task.labels), "bf16": bf16,
               "device_name": device_name(device)}
     logs = {"steps.csv": [["step", "epoch", "ce_loss", "cl_loss", "cosine", "angle", "kept", "lr"]],
-            "exits.csv": [["epoch", "split", "exit", *task.metrics, *GEOMETRY]]}
+            "exits.csv": [["epoch", "split", "exit_layer", *task.metrics, *GEOMETRY]]}
     logs |= {"groups.csv": [["step", "group", "cosine"]]} if args.conflict_groups else {}
     locked = lock(folder) if is_writer else None                               # as long as this function runs
     step, seconds, logs = load_checkpoint(folder, model, optimizer, schedule, logs, total_steps)
@@ -261,7 +258,7 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
             break
         bar = tqdm(todo, desc=f"epoch {epoch}/{args.epochs}", disable=None if is_writer else True, leave=False)
         model.train()
-        start, kept = time.perf_counter(), []                                  # kept: of this epoch's steps, for the bar
+        start = time.perf_counter()
         for rows in bar:
             h, logits = forward_shared(model, train, rows, device, bf16, seed * 1_000_003 + step)    # (M, N, d), (M, N, K)
             ce, cl = compute_losses(args, model, h, logits, train.labels[rows].to(device))
@@ -280,9 +277,7 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
             if args.conflict_groups:
                 logs["groups.csv"] += group_cosines(model, seen, step)
             schedule.step()
-            kept += [seen.kept] if seen else []
-            bar.set_postfix({"ce": f"{ce_loss:.3f}", "cl": f"{cl_loss:.3f}"} | (
-                {"cosine": f"{seen.cosine:.2f}", "kept": f"{100 * statistics.mean(kept):.0f} %"} if seen else {}))
+            bar.set_postfix_str(f"ce {ce_loss:.3f}, cl {cl_loss:.3f}" + (f", cosine {seen.cosine:.2f}" if seen else ""))
             if is_writer and args.save_steps and step % args.save_steps == 0 and rows is not todo[-1]:
                 save_checkpoint(folder, model, optimizer, schedule, logs, step, seconds + time.perf_counter() - start)
         if device.type == "cuda":
@@ -346,17 +341,19 @@ def finish(args, seed, splits, model, tokenizer, device, folder, dev, logs, step
             glue.write_predictions(folder / file, args.task, logits[-1].argmax(dim=-1))
     main_split, (_, scores) = next(iter(dev.items()))
     by_exit = [s[metric] for s in scores]
-    epochs = [(float(row[3]), row[0]) for row in logs["exits.csv"] if row[1:3] == [main_split, model.exits[-1]]]
-    best = max(epochs, key=lambda score_and_epoch: score_and_epoch[0])
-    seen = [[float(value) for value in row[4:7]] for row in logs["steps.csv"][1:] if row[4]]      # cosine, angle, kept
+    epochs = [dict(zip(logs["exits.csv"][0], row)) for row in logs["exits.csv"][1:]]
+    best = max((row for row in epochs if (row["split"], row["exit_layer"]) == (main_split, model.exits[-1])),
+               key=lambda row: float(row[metric]))
+    steps = [dict(zip(logs["steps.csv"][0], row)) for row in logs["steps.csv"][1:]]
+    angles, kept = ([float(row[name]) for row in steps if row["angle"]] for name in ("angle", "kept"))
     batches = math.ceil(len(splits["train"]) / args.batch_size)
     result = {"task": args.task, "method": args.method, "seed": seed, "metric": metric, "score": by_exit[-1],
               "dev": {name: scores[-1] for name, (_, scores) in dev.items()}, "exit_layers": model.exits,
               "exit_scores": by_exit, "mean_exit_score": statistics.mean(by_exit),
-              "best_epoch_picked_on_dev": {"epoch": best[1], "score": best[0]}, "steps": step,
-              "conflict_share": statistics.mean(not angle <= 90 for _, angle, _ in seen) if seen else None,
-              "non_finite": sum(not math.isfinite(cosine) for cosine, _, _ in seen),
-              "kept": statistics.mean(kept for _, _, kept in seen) if seen else None, "seconds": round(seconds, 2),
+              "best_epoch_picked_on_dev": {"epoch": best["epoch"], "score": float(best[metric])}, "steps": step,
+              "conflict_share": statistics.mean(not angle <= 90 for angle in angles) if angles else None,
+              "non_finite": sum(math.isnan(angle) for angle in angles),
+              "kept": statistics.mean(kept) if kept else None, "seconds": round(seconds, 2),
               "examples_per_second": round(step * len(splits["train"]) / batches / seconds, 2),
               "device": device_name(device)}
     write_json(folder / "result.json", result)
@@ -377,7 +374,7 @@ def lock(folder):
     except BlockingIOError:
         raise InputError(f"{folder}: another process is writing this run; wait for it or choose another --output") from None
     except OSError as error:
-        raise InputError(f"--output: cannot write {error.filename} ({error.strerror}); choose another") from None
+        raise InputError(f"--output: cannot write {error.filename or folder} ({error.strerror}); choose another") from None
 
 
 def save_checkpoint(folder, model, optimizer, schedule, logs, step, seconds):
@@ -425,18 +422,13 @@ def check_same_run(folder, options):
                          f"{options[different[0]]}; repeat its options or choose another --output")
 
 
-def read_csv(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def save_whole(save, content, path):
     """save(content, path), whole or not at all: written under another name, then renamed.  OSError where it cannot be."""
     new = path.with_name(path.name + ".new")
     try:
         save(content, new)
     except (RuntimeError, safetensors.SafetensorError) as error:               # what both libraries make of a full disk
-        raise OSError(f"cannot write {new}: {str(error).splitlines()[0]}") from None
+        raise OSError(f"cannot write {new}: {glue.reason(error)}") from None
     new.replace(path)
 
 
@@ -525,18 +517,12 @@ def main(argv=None):
     try:
         run(parse_args(argv))
         return 0
-    except InputError as error:
+    except (InputError, FloatingPointError) as error:
         print(f"train.py: {error}", file=sys.stderr)
-        return 2
-    except FloatingPointError as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:                                                  # disk full, folder gone or read-only
-        print(f"train.py: {error}; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("train.py: interrupted; the same command with --resume goes on", file=sys.stderr)
-        return 130
+        return 2 if isinstance(error, InputError) else 1
+    except (OSError, KeyboardInterrupt) as error:                             # disk full, folder gone or read-only; Ctrl-C
+        print(f"train.py: {str(error) or 'interrupted'}; the same command with --resume goes on", file=sys.stderr)
+        return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ import exits
 import glue
 from glue import InputError
 from tables import read_tradeoff
-from tradeoff import at_speedup, load_run
-from train import METHODS, read_csv
+from tradeoff import at_speedup, load_run, read_csv
+from train import METHODS
 
 # Okabe and Ito's colours, which can be told apart with any colour vision.
 COLOURS = {"ce": "#000000", "scl": "#E69F00", "acl-embed": "#56B4E9", "acl-grad": "#0072B2", "acl-cl": "#D55E00",

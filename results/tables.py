@@ -20,8 +20,8 @@ sys.path.insert(0, str(ROOT))
 
 import exits
 from glue import TASKS
-from tradeoff import SPEEDS, at_speedup
-from train import METHODS, read_csv
+from tradeoff import SPEEDS, at_speedup, read_csv
+from train import METHODS
 
 BEGIN, END = "<!-- results -->\n", "<!-- /results -->\n"
 # 97.5 % quantiles of Student's t for 1, 2, .. 9 degrees of freedom: half a 95 % interval in standard errors.

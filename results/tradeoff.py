@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import glue
 from exits import RULES, early_exit, exit_indices, load_model, make_rule, normalised_entropy
-from glue import InputError
+from glue import InputError, reason
 
 
 def load_run(folder):
@@ -41,8 +41,7 @@ def load_run(folder):
         if logits.shape != (len(config["exit_layers"]), len(labels), config["num_labels"]) or scores != result["exit_scores"]:
             raise ValueError("dev_logits.safetensors is not what result.json was made from")
     except Exception as error:                         # torn or foreign in one of too many ways to list
-        reason = (str(error).splitlines() or [""])[0][:80]
-        raise InputError(f"{folder} is torn ({type(error).__name__}: {reason}); train it again") from None
+        raise InputError(f"{folder} is torn ({reason(error)[:100]}); train it again") from None
     return config, result, logits, labels
 
 
@@ -152,6 +151,12 @@ def report(args):
             write_csv(run[0] / "clock.csv", print_clock(*models[i], run[1]["max_length"], setting, split, torch.device(args.device)))
 
 
+def read_csv(path):
+    """A CSV's rows as dicts of strings."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def write_csv(path, rows):
     """A list of dicts with the same keys, as CSV."""
     with open(path, "w", newline="") as file:
@@ -230,7 +235,7 @@ def write_examples(run, rule, split):
     task, index = glue.TASKS[config["task"]], exit_indices(logits, rule)                    # (R,)
     answers = logits[index, torch.arange(len(index))].softmax(dim=-1)                       # (R, K)
     with open(folder / "examples.tsv", "w", encoding="utf-8") as file:
-        print("exit_layer", "confidence", "prediction", "label", *task.hub, sep="\t", file=file)
+        print("exit_layer", "confidence", "prediction", "label", *task.hub_columns, sep="\t", file=file)
         for i, p in enumerate(answers):
             print(config["exit_layers"][index[i]], f"{p.max():.4f}", task.labels[p.argmax()], task.labels[labels[i]],
                   *(column[i] for column in split.texts), sep="\t", file=file)
