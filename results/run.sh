@@ -110,7 +110,6 @@ ablate() {  # one change at a time to acl-grad and acl-cl of the multi block; wh
     echo "ablate/features $grad --conflict-at features"
     echo "ablate/discard $task scl $seed $common ${SETTING[scl]} --conflict discard"
     echo "ablate/none_detached ${grad/--exits/--change detached --exits} --conflict none"
-    echo "ablate/none_weight0.1_temperature0.5 $task acl-grad $seed $common --weight 0.1 --temperature 0.5 --conflict none"
     echo "ablate/none_weight0.1 $task acl-cl $seed $common --weight 0.1 --temperature 0.5 --conflict none"
     echo "ablate/none_temperature0.1 $task acl-cl $seed $common --weight 0.5 --temperature 0.1 --conflict none"
     echo "ablate/none_best-teacher ${cl/--exits/--change best-teacher --exits} --conflict none"
@@ -119,6 +118,10 @@ ablate() {  # one change at a time to acl-grad and acl-cl of the multi block; wh
     echo "ablate/none_uniform $cl --conflict none --exit-weights uniform"
     echo "ablate/uniform $task ce $seed $common --exit-weights uniform"
   done; done
+  for seed in $SEEDS; do for task in ${TASKS:-sst2 cola mrpc rte}; do for method in acl-grad scl; do     # a gentler term
+    echo "ablate/none_weight0.1_temperature0.5 $task $method $seed --exits all --epochs ${EPOCHS[$task]} --lr 1e-4 \
+      ${SAMPLE[$task]} --weight 0.1 --temperature 0.5 --conflict none"
+  done; done; done
 }
 
 mkdir -p runs
