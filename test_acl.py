@@ -363,8 +363,7 @@ def test_cosine_equals_flat_vectors():
     a, b = (torch.cat([g[n].flatten() for n in shared]).double() for g in (g_ce, g_cl))
     cosine = (a @ b / a.norm() / b.norm()).item()
     assert 0 < len(shared) < len(g_ce)                       # the classifiers' biases are not among them
-    sign = 1 if cosine < 0 else -1                           # let both cases come up
-    for flip in (1, -1):
+    for flip in (1, -1):                                     # so that both cases come up
         for rule in ("discard", "project", "weigh"):
             _, ce, cl = step_losses(model)
             seen = grad_surgery.acl_grad(sum(ce), flip * sum(cl), model.parameters(), weight, rule)
@@ -1288,7 +1287,8 @@ def test_schedule():
 def test_seeds_epochs_and_steps(tmp_path, monkeypatch):
     """Every epoch and seed has an order of its own, every seed a start of its own, every step its own gradient, clipped."""
     seen, norms, clipped = [], [], []
-    forward, clip, step = train.forward_shared, torch.nn.utils.clip_grad_norm_, torch.optim.AdamW.step
+    forward, clip = train.forward_shared, torch.nn.utils.clip_grad_norm_
+
     def watch_forward(model, data, rows, *rest):
         seen.append((rows.tolist(), model.training, model.classifiers[0].weight.detach().clone()))
         return forward(model, data, rows, *rest)
@@ -1331,7 +1331,7 @@ def test_processes_have_dropout_of_their_own(monkeypatch):
 def test_finish_by_hand(tmp_path):
     """MNLI, two exits: result.json from handmade logs, and the submission files from the deepest exit."""
     args = train.parse_args(["--task", "mnli", "--method", "acl-cl", "--exits", "1,2", "--predict", "--batch-size", "2"])
-    model, labels = small_model(num_layers=2, num_labels=3), torch.tensor([0, 1, 2, 0])
+    model = small_model(num_layers=2, num_labels=3)
     splits = {name: words_split(4 if name != "test_mismatched" else 5) for name in
               ("train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched")}
     logits = torch.stack([F.one_hot(torch.tensor([0, 1, 2, 1]), 3), F.one_hot(torch.tensor([0, 1, 1, 1]), 3)]).float()
