@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every number of the results, from nothing:  bash results/run.sh BLOCK ...     (tune, multi, vanilla, tries, ablate)
+# Every number of the results, from nothing:  bash results/run.sh BLOCK ...     (tune, multi, vanilla, tries, few, ablate)
 #
 # Run it from the repository's root.  It needs two things there, links will do:
 #     data     GLUE's download: data/RTE/train.tsv, ..
@@ -97,6 +97,16 @@ tries() {   # what might help ACL-CL at the shallow exits, on slices of train; w
     echo "tries/depth_center_no-students-embed $cl --center --no-students-embed"
     echo "tries/depth_center_weight2 $cl --center --weight 2"
   done; done
+}
+
+few() {     # few rows: 1,000 of SST-2's train split, scored on the 2,000 after them
+  local common="--exits all --epochs 6 --lr 1e-4 --limit-train 3000 --holdout 2000"
+  for seed in $SEEDS; do
+    echo "few sst2 ce $seed $common"
+    echo "few sst2 kd $seed $common ${SETTING[kd]}"
+    echo "few sst2 acl-grad $seed $common --weight 0.1 --temperature 0.5"
+    echo "few sst2 acl-cl $seed $common ${SETTING[acl-cl]}"
+  done
 }
 
 ablate() {  # one change at a time to acl-grad and acl-cl of the multi block; where the gate is not the change it stands open
