@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 import exits
 from glue import TASKS
 from tradeoff import SPEEDS, at_speedup, read_csv
-from train import METHODS
+from train import GEOMETRY, METHODS
 
 BEGIN, END = "<!-- results -->\n", "<!-- /results -->\n"
 # 97.5 % quantiles of Student's t for 1, 2, .. 9 degrees of freedom: half a 95 % interval in standard errors.
@@ -39,6 +39,7 @@ def read_runs(root):
         run["shallow"] = statistics.mean(run["exit_scores"][:max(1, len(run["exit_scores"]) // 2)])
         tradeoff = path.with_name("tradeoff.csv")                       # not there for a single exit
         run["tradeoff"] = read_tradeoff(tradeoff) if tradeoff.is_file() else []
+        run["exits"] = read_csv(path.with_name("exits.csv"))
         clock = path.with_name("clock.csv")                             # exits.py --clock
         run["clock"] = read_csv(clock) if clock.is_file() else []
         blocks.setdefault(block, []).append(run)
@@ -163,6 +164,23 @@ def multi(runs):
     return ["### Multi-exit: one model, an exit at every layer", "", *exits_table(caption, runs), *conflicts_table(runs)]
 
 
+def geometry(runs):
+    """Label cosine, alignment and uniformity after the last epoch, at the first and the deepest exit, from exits.csv."""
+    rows = []
+    for task in present(runs, "task", TASKS):
+        for method in present(runs, "method", METHODS):
+            some = select(runs, task=task, method=method)
+            last = [run["exits"][-len(run["exit_layers"]):] for run in some]
+            cells = [statistics.mean(float(exit_rows[m][name]) for exit_rows in last)
+                     for name in GEOMETRY for m in (0, -1)] if some else []
+            rows.append([f"{task}, {method}", *(f"{cell:.2f}" for cell in cells)])
+    caption = ("Mean over seeds; label cosine: between each class's mean and its label embedding; alignment: mean squared distance "
+               "within a class; uniformity: log mean exp(-2 squared distance) over all pairs, 0 where all are one point "
+               "(acl.geometry).")
+    columns = [f"{name.replace('_', ' ')}, {exit}" for name in GEOMETRY for exit in ("exit 1", "deepest")]
+    return ["### Did it align?", "", *table(caption, ["task, method", *columns], rows)]
+
+
 def few(runs):
     caption = "1,000 rows of SST-2's train split, 6 epochs, scored on the 2,000 rows after them; acl-grad with weight 0.1, temperature 0.5."
     return ["### Few rows", "", *exits_table(caption, runs)]
@@ -217,8 +235,8 @@ def tries(runs):
             rows.append([f"{task}, {method}, {setting.replace('_', ', ')}", len(some), *map(mean_sd, scores), *against])
     header = ["task, method, exit weights and change", "seeds", *(f"exit {m}" for m in runs[0]["exit_layers"]), "mean", "shallow",
               "Δ mean", "Δ shallow"]
-    caption = ("What might help ACL-CL at the shallow exits, on slices of train (weight 0.5, temperature 0.5, no gate unless "
-               "said); Δ: paired difference to ce with depth weights.")
+    caption = ("What might help ACL-CL at the shallow exits, on slices of train (acl-cl weight 0.5, temperature 0.5; acl-grad "
+               "0.5, 0.1; without gate); Δ: paired difference to ce with depth weights.")
     return ["### Tries", "", *table(caption, header, rows)]
 
 
@@ -240,13 +258,13 @@ def ablate(runs, main_runs):
 def main(argv=None):
     p = argparse.ArgumentParser(prog="tables.py", description="Result tables in Markdown from finished runs.")
     p.error = lambda message: p.exit(2, f"tables.py: {message}; see python results/tables.py --help\n")
-    p.add_argument("--block", nargs="+", choices=("vanilla", "multi", "speeds", "ablate", "few", "tries", "tune"), help="only these")
+    p.add_argument("--block", nargs="+", choices=("vanilla", "multi", "speeds", "geometry", "ablate", "few", "tries", "tune"), help="only these")
     p.add_argument("--runs", default=ROOT / "results" / "runs", help="folder of the blocks (results/runs)")
     p.add_argument("--write", metavar="FILE", help="replace all between <!-- results --> and <!-- /results --> in it")
     args = p.parse_args(argv)
     blocks = read_runs(args.runs)
-    blocks["speeds"] = blocks.get("multi", [])
-    make = {"vanilla": vanilla, "multi": multi, "speeds": speeds, "ablate": lambda runs: ablate(runs, blocks["multi"]),
+    blocks["speeds"] = blocks["geometry"] = blocks.get("multi", [])
+    make = {"vanilla": vanilla, "multi": multi, "speeds": speeds, "geometry": geometry, "ablate": lambda runs: ablate(runs, blocks["multi"]),
             "few": few, "tries": tries, "tune": tune}
     wanted = [name for name in make if blocks.get(name) and name in (args.block or make)]
     if not wanted:
