@@ -146,7 +146,8 @@ def tradeoff(args):
             axes.fill_between(speeds, mean - sd, mean + sd, color=colour, alpha=0.12, linewidth=0)
             axes.set_title(rule)
     figure.supxlabel("counted speed-up", fontsize=9)
-    figure.supylabel(f"dev {glue.TASKS[read_config(args.runs[0])['task']].metrics[0]}, mean ± sd (seeds)", fontsize=9)
+    task = read_config(args.runs[0])["task"]
+    figure.supylabel(f"{task}, dev {glue.TASKS[task].metrics[0]}, mean ± sd (seeds)", fontsize=9)
     legend(figure, panels[0, 0], "upper")
     return figure
 
