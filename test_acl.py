@@ -36,6 +36,7 @@ import train
 sys.path.append(str(Path(__file__).parent / "results"))
 import angles
 import tradeoff
+import variants
 
 torch.set_num_threads(1)                # small tensors: a second thread only waits
 ROOT = Path(__file__).parent
@@ -1060,6 +1061,22 @@ def test_every_method_trains_with_every_gate(method, at, tmp_path, capsys):
         steps = tradeoff.read_csv(tmp_path / rule / f"demo_{method}_1" / "steps.csv")
         assert len(steps) == 2 and all((row["kept"] == "") == (rule == "none") for row in steps)
         assert (float(steps[0]["cl_loss"]) > 0) == (method != "ce")
+
+
+@pytest.mark.parametrize("change", variants.CHANGES)
+def test_variants_change_what_they_say(change, tmp_path, monkeypatch):
+    """Each of results/variants.py trains; it changes the first step's loss, or only what the loss leads to."""
+    argv = ["--task", "demo", "--method", "acl-cl", "--limit-train", "320", "--epochs", "1", "--pooling", "mean", "--output"]
+    assert train.main([*argv, str(tmp_path / "plain")]) == 0
+    for module, name in ((acl, "acl_embed_loss"), (acl, "acl_cl_loss"), (train, "compute_losses"), (train, "fill_gradients"),
+                         (train, "make_optimizer"), (exits, "MultiExitBert")):
+        monkeypatch.setattr(module, name, getattr(module, name))               # put back after the test
+    variants.CHANGES[change]()
+    assert train.main([*argv, str(tmp_path / "changed")]) == 0
+    plain, changed = (tradeoff.read_csv(tmp_path / name / "demo_acl-cl_1" / "steps.csv") for name in ("plain", "changed"))
+    at_once = plain[0]["cl_loss"] != changed[0]["cl_loss"]                     # the loss is another, or only its gradient
+    assert change == "best-teacher" or at_once == (change in ("own-teacher", "rows-only", "shared-pooler"))
+    assert plain[-1]["ce_loss"] != changed[-1]["ce_loss"]
 
 
 REAL_ENCODER = exits.demo_encoder
