@@ -16,28 +16,32 @@ from transformers import AutoTokenizer
 
 import glue
 
-p = argparse.ArgumentParser()
-p.add_argument("--model", required=True, help="folder or hub id of the tokenizer")
-p.add_argument("--rows", type=int, default=392_702)
-args = p.parse_args()
-
 
 def resident_mb():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize() / 1e6
 
 
-draw = random.Random(0)
-words = "the a man woman is was not riding reading sitting near of on in two people house city because never".split()
-texts = [[" ".join(draw.choices(words, k=draw.randint(5, 2 * mean))) for _ in range(args.rows)] for mean in (20, 11)]
-tokenizer = AutoTokenizer.from_pretrained(args.model)
-split = glue.Split(texts, [i % 3 for i in range(args.rows)])
-before = resident_mb()
-split.tokenize(tokenizer, max_length=128)
-flat = sum(x.numel() * x.element_size() for x in (split.tokens, split.types, split.starts, split.lengths)) / 1e6
-print(f"{args.rows} rows, {len(split.tokens)} tokens: {before:.0f} MB resident as text, {resident_mb():.0f} MB after tokenising, "
-      f"of them {flat:.0f} MB in flat arrays; peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB")
-start = resident_mb()
-for rows in glue.bucketed_batches(split.lengths, 32, torch.Generator().manual_seed(0)):
-    split.batch(rows)
-print(f"after cutting one epoch's {-(-args.rows // 32)} batches: {resident_mb():.0f} MB ({resident_mb() - start:+.0f})")
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--model", required=True, help="folder or hub id of the tokenizer")
+    p.add_argument("--rows", type=int, default=392_702)
+    args = p.parse_args()
+    draw = random.Random(0)
+    words = "the a man woman is was not riding reading sitting near of on in two people house city because never".split()
+    texts = [[" ".join(draw.choices(words, k=draw.randint(5, 2 * mean))) for _ in range(args.rows)] for mean in (20, 11)]
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    split = glue.Split(texts, [i % 3 for i in range(args.rows)])
+    before = resident_mb()
+    split.tokenize(tokenizer, max_length=128)
+    flat = sum(x.numel() * x.element_size() for x in (split.tokens, split.types, split.starts, split.lengths)) / 1e6
+    print(f"{args.rows} rows, {len(split.tokens)} tokens: {before:.0f} MB resident as text, {resident_mb():.0f} MB after tokenising, "
+          f"of them {flat:.0f} MB in flat arrays; peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB")
+    start = resident_mb()
+    for rows in glue.bucketed_batches(split.lengths, 32, torch.Generator().manual_seed(0)):
+        split.batch(rows)
+    print(f"after cutting one epoch's {-(-args.rows // 32)} batches: {resident_mb():.0f} MB ({resident_mb() - start:+.0f})")
+
+
+if __name__ == "__main__":
+    main()
