@@ -5,9 +5,9 @@ of class k.  Cross-entropy moves h_i towards l_{y_i}.  Supervised contrastive le
 towards each other, wherever the rows are, and so the two can pull h_i in different directions.  ACL-Embed makes the rows
 take part: they are K more samples, row k labelled k.  ACL-CL lets the deepest exit of a multi-exit BERT be the target.
 
-The three contrastive losses are one formula with different keys.  For anchors a with labels y, keys b with labels y', z = x / ||x||:
+The three contrastive losses are one formula with different keys.  For anchors a and keys b, each with a label, z = x / ||x||:
 
-    L = mean over anchors a with a positive of   -1/|P(a)| sum_{p in P(a)} log [ exp(z_a.z_p / tau) / sum_b exp(z_a.z_b / tau) ]
+    L = mean over anchors a with a positive of  -1/|P(a)| sum_{p in P(a)} log [ exp(z_a.z_p / tau) / sum_b exp(z_a.z_b / tau) ]
 
     P(a) = {keys with the label of a}; an item is never its own key.          (SupCon's L_out, arXiv 2004.11362)
 

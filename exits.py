@@ -225,8 +225,9 @@ def exit_indices(logits, rule):
 def early_exit(model, batch, rule):
     """Walk the layers; after each exit drop the rows that leave, so that the rest of the walk costs less.
 
-    model: in eval mode, or dropout decides with; batch: dict of (N, L) tensors; rule: from make_rule, or None (nobody leaves early and only the deepest exit is computed:
-    the full model, to compare with).  Returns logits (N, K) and exit layer (N,), from 1, in the order of the input.
+    model: in eval mode, or dropout decides with; batch: dict of (N, L) tensors; rule: from make_rule, or None (nobody leaves
+    early and only the deepest exit is computed: the full model, to compare with).  Returns logits (N, K) and exit layer (N,),
+    from 1, in the order of the input.
 
     Example: rows 0, 1, 2 are inside and row 1 leaves.  `stay` is [True, False, True]; hidden (3, L, d) becomes (2, L, d), and
     the mask and the exits' logits so far must lose the same row, or row 2 would go on under the mask of row 1.

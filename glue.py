@@ -264,7 +264,8 @@ def _read_tsv(task, path, name):
         row = dict(zip(header, cells))
         if is_labelled and row[spec.tsv_label] not in spec.labels:
             raise InputError(f"{path}, line {number}: label {row[spec.tsv_label][:40]!r} is none of {', '.join(spec.labels)}")
-        rows.append((*(row[column] for column in spec.tsv_columns), spec.labels.index(row[spec.tsv_label]) if is_labelled else -1))
+        label = spec.labels.index(row[spec.tsv_label]) if is_labelled else -1
+        rows.append((*(row[column] for column in spec.tsv_columns), label))
     if skipped:
         print(f"{path}: {skipped} short rows skipped", file=sys.stderr)
     *texts, labels = map(list, zip(*rows)) if rows else ([] for _ in range(len(spec.tsv_columns) + 1))

@@ -89,7 +89,8 @@ def parse_args(argv=None):
     add("--conflict-at", choices=("parameters", "features"), default="parameters", help="where the gradients meet: exact, "
         "or at the\nrepresentations, exit by exit, at the cost of one backward (%(default)s)")
     add("--conflict-groups", action="store_true", help="also write groups.csv: the cosine by layer, a line a step and group")
-    add("--exit-weights", choices=("depth", "uniform"), default="depth", help="weight of an exit: its layer's number, or 1\n(%(default)s)")
+    add("--exit-weights", choices=("depth", "uniform"), default="depth", 
+        help="weight of an exit: its layer's number, or 1 (%(default)s)")
     add("--students-embed", action=argparse.BooleanOptionalAction, default=True,
         help="acl-cl: students' own ACL-Embed too (on)")
     add("--center", action="store_true", help="subtract means before the contrastive cosines (our idea; off)")

@@ -39,6 +39,8 @@ def read_runs(root):
         run["shallow"] = statistics.mean(run["exit_scores"][:max(1, len(run["exit_scores"]) // 2)])
         tradeoff = path.with_name("tradeoff.csv")                       # not there for a single exit
         run["tradeoff"] = read_tradeoff(tradeoff) if tradeoff.is_file() else []
+        twice = at_speedup(run["tradeoff"], "entropy", 2)
+        run["twice"] = twice and twice["score"]
         run["exits"] = read_csv(path.with_name("exits.csv"))
         clock = path.with_name("clock.csv")                             # exits.py --clock
         run["clock"] = read_csv(clock) if clock.is_file() else []
@@ -151,9 +153,9 @@ def exits_table(caption, runs):
             scores = zip(*(run["exit_scores"] + [run["mean_exit_score"], run["shallow"]] for run in some))
             against = [difference(some, ce, name) for name in ("mean_exit_score", "shallow")]
             rows.append([f"{task}, {method}", len(some) or "", *map(mean_sd, scores), *against,
-                         *([at_speed(some, "entropy", 2)] if some else [])])
+                         *([at_speed(some, "entropy", 2), difference(some, ce, "twice")] if some else [])])
     header = ["task, method", "seeds", *(f"exit {layer}" for layer in runs[0]["exit_layers"]), "mean", "shallow", "Δ mean",
-              "Δ shallow", "at 2x"]
+              "Δ shallow", "at 2x", "Δ at 2x"]
     return table(caption, header, rows)
 
 
