@@ -9,7 +9,7 @@
 # side, ONLY="^tries/depth(_center)? " for the runs whose line matches, THREADS=1 for
 # CPU threads a run (results depend on it in the last digits; ours are with 1).
 set -u
-RESULTS=${RESULTS:-results/runs} SEEDS=${SEEDS:-1 2} JOBS=${JOBS:-2}
+RESULTS=${RESULTS:-results/runs} SEEDS=${SEEDS:-1 2 3} JOBS=${JOBS:-2}
 export OMP_NUM_THREADS=${THREADS:-1}
 # glibc gives every large tensor back to the system and asks for it again; keeping the memory saves a tenth of the time.
 export MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TOP_PAD_=200000000
@@ -59,7 +59,7 @@ declare -A SETTING=([ce]="" [scl]="--weight 0.5 --temperature 0.1" [kd]="--weigh
   [acl-cl]="--weight 0.5 --temperature 0.5")
 
 multi() {   # an exit at every layer
-  for seed in $SEEDS; do for method in ce acl-cl kd scl acl-grad; do for task in ${TASKS:-rte mrpc cola}; do
+  for seed in $SEEDS; do for method in ce acl-cl kd scl acl-grad; do for task in ${TASKS:-rte mrpc cola sst2}; do
     echo "multi $task $method $seed --exits all --epochs ${EPOCHS[$task]} --lr 1e-4 ${SETTING[$method]} ${SAMPLE[$task]}"
   done; done; done
 }
