@@ -158,10 +158,10 @@ def compute_losses(args, model, h, logits, labels):
         is_student, loss = m != teacher, torch.zeros((), device=h.device)
         if args.method == "scl":
             loss = acl.scl_loss(x, labels, tau)
-        if args.method in ("acl-embed", "acl-grad") or args.method == "acl-cl" and (args.students_embed or not is_student):
-            loss = acl.acl_embed_loss(x, labels, l, tau)
         if args.method == "acl-cl" and is_student:
-            loss = loss + acl.acl_cl_loss(x, teacher_h, labels, teacher_l, tau)
+            loss = acl.acl_cl_loss(x, teacher_h, labels, teacher_l, tau)
+        if args.method in ("acl-embed", "acl-grad") or args.method == "acl-cl" and (args.students_embed or not is_student):
+            loss = loss + acl.acl_embed_loss(x, labels, l, tau)
         if args.method == "kd" and is_student:
             loss = acl.kd_loss(logits[m], logits[teacher], tau)
         cl.append(loss)
