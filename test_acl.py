@@ -1018,6 +1018,15 @@ def command(*argv):
     return subprocess.run([sys.executable, *map(str, argv)], capture_output=True, text=True, check=True, cwd=ROOT).stdout
 
 
+def test_the_tripwires_own_words_survive_loading(demo_run, monkeypatch):
+    """A transformers release that breaks the walk must not be called a torn run."""
+    def trip(self):
+        raise glue.InputError("walking the layers fails")
+    monkeypatch.setattr(exits.MultiExitBert, "_check_layers", trip)
+    with pytest.raises(glue.InputError, match="^walking the layers fails$"):
+        exits.load_model(demo_run, tradeoff.load_run(demo_run)[0])
+
+
 def test_exits_command(demo_run):
     printed = command("exits.py", demo_run, "--examples")
     assert "acl-cl" in printed and "Pareto front" in printed
