@@ -165,7 +165,7 @@ def compute_losses(args, model, h, logits, labels):
         if args.method == "kd" and is_student:
             loss = acl.kd_loss(logits[m], logits[teacher], tau)
         cl.append(loss)
-    w = [m if args.exit_weights == "depth" else 1 for m in model.exits]
+    w = [layer if args.exit_weights == "depth" else 1 for layer in model.exits]
     return [[w_m / sum(w) * loss for w_m, loss in zip(w, losses)] for losses in (ce, cl)]
 
 

@@ -54,7 +54,7 @@ class Losses(NamedTuple):
 
 
 def forward(model, tokens, labels, sign=1):
-    """Tokens (N, L), labels (N,) -> Losses.  One exit: CE and ACL-Embed.  Several: exit m weighs m, and the deepest
+    """Tokens (N, L), labels (N,) -> Losses.  One exit: CE and ACL-Embed.  Several: an exit weighs its number, and the deepest
     guides the others as well (ACL-CL).  sign -1 negates the contrastive gradient: a conflict where there was none."""
     h, logits = model(input_ids=tokens)                                                               # (M, N, d), (M, N, K)
     rows = [classifier.weight for classifier in model.classifiers]                          # label embeddings (K, d)

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import exits
+import tradeoff
 from glue import TASKS
 from tradeoff import SPEEDS, at_speedup, read_csv
 from train import GEOMETRY, METHODS
@@ -67,9 +68,7 @@ def present(runs, name, order):
 
 def mean_sd(values):
     """'71.3±0.8'; one value has no ±, none or an undefined one (None) leaves the cell empty."""
-    if not values or None in values:
-        return ""
-    return f"{statistics.mean(values):.1f}" + (f"±{statistics.stdev(values):.1f}" if len(values) > 1 else "")
+    return tradeoff.mean_sd(values) if values and None not in values else ""
 
 
 def difference(runs, baseline, name):
