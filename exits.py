@@ -27,7 +27,6 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertM
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import logging
 
-import glue
 from glue import InputError, reason
 
 logging.set_verbosity_error()
@@ -153,7 +152,7 @@ def load_encoder(name):
 def demo_encoder(vocab_size):
     """The demo task's BERT, 4 layers, untrained: everything in it is new."""
     encoder = BertModel(BertConfig(vocab_size=vocab_size, hidden_size=64, num_hidden_layers=4, num_attention_heads=4,
-                                   intermediate_size=256, max_position_embeddings=64, initializer_range=0.1,
+                                   intermediate_size=256, max_position_embeddings=128, initializer_range=0.1,
                                    hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
     encoder.pooler_is_new = True
     return encoder
@@ -263,7 +262,7 @@ def all_exits(model, split, device, keep_h=0, batch_size=64):
     model.eval()
     M, K = len(model.exits), model.classifiers[0].out_features
     kept, logits = torch.empty(M, min(keep_h, len(split)), model.encoder.config.hidden_size), torch.empty(M, len(split), K)
-    for rows in glue.sorted_batches(split.lengths, batch_size):
+    for rows in split.lengths.argsort(stable=True).split(batch_size):          # rows of similar length: hardly any padding
         h, logits[:, rows] = (x.cpu() for x in model(**split.batch(rows, device)))
         kept[:, rows[rows < keep_h]] = h[:, rows < keep_h]
     return kept, logits

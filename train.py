@@ -89,11 +89,10 @@ def parse_args(argv=None):
     add("--conflict-at", choices=("parameters", "features"), default="parameters", help="where the gradients meet: exact, "
         "or at the\nrepresentations, exit by exit, at the cost of one backward (%(default)s)")
     add("--conflict-groups", action="store_true", help="also write groups.csv: the cosine by layer, a line a step and group")
-    add("--exit-weights", choices=("depth", "uniform"), default="depth", 
+    add("--exit-weights", choices=("depth", "uniform"), default="depth",
         help="weight of an exit: its layer's number, or 1 (%(default)s)")
     add("--students-embed", action=argparse.BooleanOptionalAction, default=True,
         help="acl-cl: students' own ACL-Embed too (on)")
-    add("--center", action="store_true", help="subtract means before the contrastive cosines (our idea; off)")
     add("--max-length", type=int, default=128, help="tokens kept of a row (%(default)s)")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 autocast where the hardware has it")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda if there is one")
@@ -148,8 +147,6 @@ def compute_losses(args, model, h, logits, labels):
     """
     tau = args.temperature
     pairs = [(x, classifier.weight) for x, classifier in zip(h, model.classifiers)]   # h^m (N, d), l^m (K, d)
-    if args.center:
-        pairs = [acl.center(x, l) for x, l in pairs]
     ce = [F.cross_entropy(z.float(), labels) for z in logits]
     teacher = len(ce) - 1                                                 # who guides the others: the deepest exit
     teacher_h, teacher_l = pairs[teacher]
@@ -496,11 +493,11 @@ def run(args):
         positions = encoder.embeddings.position_embeddings
         first = 0 if positions.padding_idx is None else positions.padding_idx + 1           # RoBERTa counts from 2
         room = positions.num_embeddings - first
-        if args.max_length > room and args.task != "demo":
+        if args.max_length > room:
             raise InputError(f"--max-length {args.max_length}: this model has {room} positions")
         if splits["train"].tokens is None:
             for split in splits.values():
-                split.tokenize(tokenizer, min(args.max_length, room))
+                split.tokenize(tokenizer, args.max_length)
         if is_writer:
             print(f"{folder}: {len(splits['train'])} rows, exits {model.exits}, {device_name(device)}, "
                   f"{'bf16' if use_bf16(args.precision, device) else 'fp32'}", flush=True)

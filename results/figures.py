@@ -38,7 +38,7 @@ COLOURS = {"ce": "#000000", "scl": "#E69F00", "acl-embed": "#56B4E9", "acl-grad"
 CLASSES = (("#0072B2", "o"), ("#D55E00", "^"), ("#009E73", "s"))            # colour and marker
 # What a label names beside the method, if runs of one method differ in it.
 OPTIONS = ("task", "exits", "epochs", "lr", "weight", "temperature", "conflict", "conflict_at", "exit_weights",
-           "students_embed", "center", "limit_train", "holdout", "max_steps")
+           "students_embed", "change", "limit_train", "holdout", "max_steps")
 # hashsalt: SVG's ids come from the content, not from chance.
 plt.rcParams |= {"svg.hashsalt": "acl", "font.size": 9, "axes.titlesize": 9, "figure.constrained_layout.use": True,
                  "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
@@ -57,7 +57,7 @@ def by_label(folders):
     labels = {}
     for folder, config in sorted(configs.items(), key=lambda item: list(METHODS).index(item[1]["method"])):
         twins = [other for other in configs.values() if other["method"] == config["method"]]
-        own = [f"{name} {config[name]}" for name in OPTIONS if len({other[name] for other in twins}) > 1]
+        own = [f"{name} {config.get(name)}" for name in OPTIONS if len({other.get(name) for other in twins}) > 1]
         labels.setdefault(", ".join([config["method"], *own]), []).append(folder)
     if len(labels) > len(COLOURS):
         raise InputError(f"{len(labels)} kinds of run, only {len(COLOURS)} can be told apart: {'; '.join(labels)}")

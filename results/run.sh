@@ -45,7 +45,7 @@ declare -A SLICE=([mrpc]="--holdout 668 --epochs 2" [sst2]="--limit-train 8000 -
 tune() {    # one budget: three settings a method, on slices of three train splits, seed 1
   for task in ${TASKS:-mrpc cola sst2}; do
     local common="--exits all ${SLICE[$task]}"
-    for lr in 5e-5 1e-4 2e-4; do echo "tune/lr$lr $task ce 1 $common --lr $lr"; done
+    for lr in 5e-5 1e-4 2e-4 4e-4; do echo "tune/lr$lr $task ce 1 $common --lr $lr"; done
     for method in scl acl-cl acl-grad; do
       for setting in "0.1 0.5" "0.5 0.5" "0.5 0.1"; do
         set -- $setting
@@ -88,8 +88,8 @@ tries() {   # what might help ACL-CL at the shallow exits, on slices of train; w
     echo "tries/depth $cl"
     echo "tries/depth $kd"
     echo "tries/depth $grad"
-    echo "tries/depth_center $cl --center"
-    echo "tries/depth_center $grad --center"
+    echo "tries/depth_center ${cl/--exits/--change center --exits}"
+    echo "tries/depth_center ${grad/--exits/--change center --exits}"
     for change in own-teacher rows-only shared-pooler warm-up layer-wise; do
       echo "tries/depth_$change ${cl/--exits/--change $change --exits}"
     done
@@ -97,9 +97,9 @@ tries() {   # what might help ACL-CL at the shallow exits, on slices of train; w
     echo "tries/depth_layer-wise ${ce/--exits/--change layer-wise --exits}"
     echo "tries/uniform $ce --exit-weights uniform"
     echo "tries/uniform $cl --exit-weights uniform"
-    echo "tries/uniform_center $cl --exit-weights uniform --center"
-    echo "tries/depth_center_no-students-embed $cl --center --no-students-embed"
-    echo "tries/depth_center_weight2 $cl --center --weight 2"
+    echo "tries/uniform_center ${cl/--exits/--change center --exits} --exit-weights uniform"
+    echo "tries/depth_center_no-students-embed ${cl/--exits/--change center --exits} --no-students-embed"
+    echo "tries/depth_center_weight2 ${cl/--exits/--change center --exits} --weight 2"
   done; done
 }
 
@@ -128,7 +128,7 @@ ablate() {  # one change at a time to acl-grad and acl-cl of the multi block; wh
     echo "ablate/none_temperature0.1 $task acl-cl $seed $common --weight 0.5 --temperature 0.1 --conflict none"
     echo "ablate/none_best-teacher ${cl/--exits/--change best-teacher --exits} --conflict none"
     echo "ablate/none_no-students-embed $cl --conflict none --no-students-embed"
-    echo "ablate/none_center $cl --conflict none --center"
+    echo "ablate/none_center ${cl/--exits/--change center --exits} --conflict none"
     echo "ablate/none_uniform $cl --conflict none --exit-weights uniform"
     echo "ablate/uniform $task ce $seed $common --exit-weights uniform"
   done; done
