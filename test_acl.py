@@ -206,6 +206,11 @@ def test_kd_equals_the_slow_version_and_detaches_the_teacher():
     assert t.grad is None and torch.allclose(s.grad, (tau * (q - p) / 4).detach(), atol=1e-6)
 
 
+def test_center_makes_two_label_embeddings_opposite():
+    h, rows = acl.center(torch.randn(5, 3) + 7, torch.randn(2, 3) + 7)
+    assert torch.allclose(h.sum(0), torch.zeros(3), atol=1e-5) and torch.allclose(rows[0], -rows[1], atol=1e-6)
+
+
 def test_geometry_by_hand():
     """Two classes, each at one point, at right angles; row 0 on its class, row 1 opposite its class."""
     h = torch.tensor([[1.0, 0], [2, 0], [0, 1], [0, 3]])
@@ -1059,7 +1064,7 @@ def test_every_method_trains_with_every_gate(method, at, tmp_path, capsys):
     for rule in rules:
         if at == "features" and (rule in ("none", "project") or method == "kd"):
             continue
-        argv = ["--task", "demo", "--method", method, "--exits", "2,4", "--limit-train", "64", "--max-steps", "2",
+        argv = ["--task", "demo", "--method", method, "--exits", "2,4", "--limit-train", "64", "--max-steps", "2", "--center",
                 "--output", str(tmp_path / rule), "--conflict", rule, "--conflict-at", at]
         assert run_main(train.main, argv, capsys)[0] == 0
         steps = tradeoff.read_csv(tmp_path / rule / f"demo_{method}_1" / "steps.csv")
@@ -1079,7 +1084,7 @@ def test_variants_change_what_they_say(change, tmp_path, monkeypatch):
     assert train.main([*argv, str(tmp_path / "changed")]) == 0
     plain, changed = (tradeoff.read_csv(tmp_path / name / "demo_acl-cl_1" / "steps.csv") for name in ("plain", "changed"))
     at_once = plain[0]["cl_loss"] != changed[0]["cl_loss"]                     # the loss is another, or only its gradient
-    assert change == "best-teacher" or at_once == (change in ("center", "own-teacher", "rows-only", "shared-pooler"))
+    assert change == "best-teacher" or at_once == (change in ("own-teacher", "rows-only", "shared-pooler"))
     assert plain[-1]["ce_loss"] != changed[-1]["ce_loss"]
 
 
@@ -1273,14 +1278,15 @@ def test_full_disk(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("method, conflict", [("ce", "none"), ("scl", "none"), ("acl-embed", "none"), ("acl-grad", "discard"),
                                               ("acl-cl", "discard"), ("kd", "none")])
-def test_each_methods_terms(method, conflict):
+@pytest.mark.parametrize("center", [False, True])
+def test_each_methods_terms(method, conflict, center):
     """Each exit's term, weighted by its layer's number (not its place in the list); and the method's defaults."""
     model, labels = small_model(num_layers=5, exits_at="1,3,5", dropout=0.0), torch.tensor([0, 1, 1, 0, 1, 0])
     h, logits = model(**small_batch(6, 9))
-    args = train.parse_args(["--task", "rte", "--method", method, "--exits", "1,3,5"])
+    args = train.parse_args(["--task", "rte", "--method", method, "--exits", "1,3,5", *["--center"] * center])
     tau = 2.0 if method == "kd" else 0.5
     assert args.conflict == conflict and args.temperature == tau and args.weight == (0.5 if method == "kd" else 0.1)
-    views = [(x, c.weight) for x, c in zip(h, model.classifiers)]
+    views = [acl.center(x, c.weight) if center else (x, c.weight) for x, c in zip(h, model.classifiers)]
     (top, top_rows), z = views[-1], logits
     want = {"ce": [torch.zeros(())] * 3, "scl": [acl.scl_loss(x, labels, tau) for x, _ in views],
             "acl-embed": [acl.acl_embed_loss(x, labels, r, tau) for x, r in views],

@@ -93,6 +93,7 @@ def parse_args(argv=None):
         help="weight of an exit: its layer's number, or 1 (%(default)s)")
     add("--students-embed", action=argparse.BooleanOptionalAction, default=True,
         help="acl-cl: students' own ACL-Embed too (on)")
+    add("--center", action="store_true", help="subtract means before the contrastive cosines (our idea; off)")
     add("--max-length", type=int, default=128, help="tokens kept of a row (%(default)s)")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 autocast where the hardware has it")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda if there is one")
@@ -147,6 +148,8 @@ def compute_losses(args, model, h, logits, labels):
     """
     tau = args.temperature
     pairs = [(x, classifier.weight) for x, classifier in zip(h, model.classifiers)]   # h^m (N, d), l^m (K, d)
+    if args.center:
+        pairs = [acl.center(x, l) for x, l in pairs]
     ce = [F.cross_entropy(z.float(), labels) for z in logits]
     teacher = len(ce) - 1                                                 # who guides the others: the deepest exit
     teacher_h, teacher_l = pairs[teacher]

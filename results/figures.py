@@ -38,7 +38,7 @@ COLOURS = {"ce": "#000000", "scl": "#E69F00", "acl-embed": "#56B4E9", "acl-grad"
 CLASSES = (("#0072B2", "o"), ("#D55E00", "^"), ("#009E73", "s"))            # colour and marker
 # What a label names beside the method, if runs of one method differ in it.
 OPTIONS = ("task", "exits", "epochs", "lr", "weight", "temperature", "conflict", "conflict_at", "exit_weights",
-           "students_embed", "change", "limit_train", "holdout", "max_steps")
+           "students_embed", "center", "change", "limit_train", "holdout", "max_steps")
 # hashsalt: SVG's ids come from the content, not from chance.
 plt.rcParams |= {"svg.hashsalt": "acl", "font.size": 9, "axes.titlesize": 9, "figure.constrained_layout.use": True,
                  "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}

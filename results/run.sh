@@ -59,14 +59,15 @@ tune() {    # one budget: three settings a method, on slices of three train spli
   done
 }
 
-# What the tuning settled on (results/README.md); encoder 1e-4, classifiers 20 times that, batch 32, last epoch.
-declare -A SETTING=([ce]="" [scl]="--weight 0.5 --temperature 0.1" [kd]="--weight 0.5 --temperature 1"
-  [acl-embed]="--weight 0.5 --temperature 0.1" [acl-grad]="--weight 0.5 --temperature 0.1"
+# What the tuning settled on (results/README.md); encoder 2e-4, classifiers 20 times that, batch 32, last epoch.
+LR=2e-4
+declare -A SETTING=([ce]="" [scl]="--weight 0.5 --temperature 0.5" [kd]="--weight 0.5 --temperature 1"
+  [acl-embed]="--weight 0.5 --temperature 0.5" [acl-grad]="--weight 0.5 --temperature 0.5"
   [acl-cl]="--weight 0.5 --temperature 0.5")
 
 multi() {   # an exit at every layer
   for seed in $SEEDS; do for method in ce acl-cl kd scl acl-grad; do for task in ${TASKS:-rte mrpc cola sst2}; do
-    echo "multi $task $method $seed --exits all --epochs ${EPOCHS[$task]} --lr 1e-4 ${SETTING[$method]} ${SAMPLE[$task]}"
+    echo "multi $task $method $seed --exits all --epochs ${EPOCHS[$task]} --lr $LR ${SETTING[$method]} ${SAMPLE[$task]}"
   done; done; done
 }
 
@@ -74,7 +75,7 @@ vanilla() { # one exit; scl and acl-embed train on the plain sum and measure its
   for seed in $SEEDS; do for method in ce scl acl-embed acl-grad; do for task in ${TASKS:-rte mrpc}; do
     local observe=""
     [ "$task" = rte ] && case $method in scl | acl-embed) observe="--conflict observe --conflict-groups" ;; esac
-    echo "vanilla $task $method $seed --exits last --epochs ${EPOCHS[$task]} --lr 1e-4 ${SETTING[$method]} ${SAMPLE[$task]} $observe"
+    echo "vanilla $task $method $seed --exits last --epochs ${EPOCHS[$task]} --lr $LR ${SETTING[$method]} ${SAMPLE[$task]} $observe"
   done; done; done
 }
 
@@ -83,13 +84,13 @@ tries() {   # what might help ACL-CL at the shallow exits, on slices of train; w
     local ce="$task ce $seed --exits all --lr 1e-4 ${SLICE[$task]}"
     local kd="$task kd $seed --exits all --lr 1e-4 ${SLICE[$task]} ${SETTING[kd]}"
     local cl="$task acl-cl $seed --exits all --lr 1e-4 ${SLICE[$task]} ${SETTING[acl-cl]} --conflict none"
-    local grad="$task acl-grad $seed --exits all --lr 1e-4 ${SLICE[$task]} ${SETTING[acl-grad]} --conflict none"
+    local grad="$task acl-grad $seed --exits all --lr 1e-4 ${SLICE[$task]} --weight 0.5 --temperature 0.1 --conflict none"
     echo "tries/depth $ce"
     echo "tries/depth $cl"
     echo "tries/depth $kd"
     echo "tries/depth $grad"
-    echo "tries/depth_center ${cl/--exits/--change center --exits}"
-    echo "tries/depth_center ${grad/--exits/--change center --exits}"
+    echo "tries/depth_center $cl --center"
+    echo "tries/depth_center $grad --center"
     for change in own-teacher rows-only shared-pooler warm-up layer-wise; do
       echo "tries/depth_$change ${cl/--exits/--change $change --exits}"
     done
@@ -97,9 +98,9 @@ tries() {   # what might help ACL-CL at the shallow exits, on slices of train; w
     echo "tries/depth_layer-wise ${ce/--exits/--change layer-wise --exits}"
     echo "tries/uniform $ce --exit-weights uniform"
     echo "tries/uniform $cl --exit-weights uniform"
-    echo "tries/uniform_center ${cl/--exits/--change center --exits} --exit-weights uniform"
-    echo "tries/depth_center_no-students-embed ${cl/--exits/--change center --exits} --no-students-embed"
-    echo "tries/depth_center_weight2 ${cl/--exits/--change center --exits} --weight 2"
+    echo "tries/uniform_center $cl --exit-weights uniform --center"
+    echo "tries/depth_center_no-students-embed $cl --center --no-students-embed"
+    echo "tries/depth_center_weight2 $cl --center --weight 2"
   done; done
 }
 
@@ -115,7 +116,7 @@ few() {     # few rows: 1,000 of SST-2's train split, scored on the 2,000 after 
 
 ablate() {  # one change at a time to acl-grad and acl-cl of the multi block; where the gate is not the change it stands open
   for seed in $SEEDS; do for task in ${TASKS:-sst2}; do
-    local common="--exits all --epochs ${EPOCHS[$task]} --lr 1e-4 ${SAMPLE[$task]}"
+    local common="--exits all --epochs ${EPOCHS[$task]} --lr $LR ${SAMPLE[$task]}"
     local grad="$task acl-grad $seed $common ${SETTING[acl-grad]}" cl="$task acl-cl $seed $common ${SETTING[acl-cl]}"
     echo "ablate/none $grad --conflict none"
     echo "ablate/none $cl --conflict none"
@@ -128,12 +129,12 @@ ablate() {  # one change at a time to acl-grad and acl-cl of the multi block; wh
     echo "ablate/none_temperature0.1 $task acl-cl $seed $common --weight 0.5 --temperature 0.1 --conflict none"
     echo "ablate/none_best-teacher ${cl/--exits/--change best-teacher --exits} --conflict none"
     echo "ablate/none_no-students-embed $cl --conflict none --no-students-embed"
-    echo "ablate/none_center ${cl/--exits/--change center --exits} --conflict none"
+    echo "ablate/none_center $cl --conflict none --center"
     echo "ablate/none_uniform $cl --conflict none --exit-weights uniform"
     echo "ablate/uniform $task ce $seed $common --exit-weights uniform"
   done; done
   for seed in $SEEDS; do for task in ${TASKS:-sst2 cola mrpc rte}; do for method in acl-grad scl; do     # a gentler term
-    echo "ablate/none_weight0.1_temperature0.5 $task $method $seed --exits all --epochs ${EPOCHS[$task]} --lr 1e-4 \
+    echo "ablate/none_weight0.1_temperature0.5 $task $method $seed --exits all --epochs ${EPOCHS[$task]} --lr $LR \
       ${SAMPLE[$task]} --weight 0.1 --temperature 0.5 --conflict none"
   done; done; done
 }

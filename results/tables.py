@@ -205,21 +205,25 @@ def speeds(runs):
 
 
 def tune(runs):
-    rows = []
-    for task in present(runs, "task", TASKS):
-        for method in present(runs, "method", METHODS):
-            some = select(runs, task=task, method=method)
-            some.sort(key=lambda run: [run["config"][name] for name in ("lr", "weight", "temperature")])
-            best = max(some, key=lambda run: (run["mean_exit_score"], run["shallow"]), default=None)
-            for run in some:
-                config, mark = run["config"], "**" if run is best else ""
-                own = ["", ""] if method == "ce" else [f"{config['weight']:g}", f"{config['temperature']:g}"]
-                mean, shallow, deepest = (f"{run[name]:.2f}" for name in ("mean_exit_score", "shallow", "score"))
-                rows.append([f"{task}, {method}", config["holdout"], config["epochs"], f"{config['lr']:g}", *own,
-                             f"{mark}{mean}{mark}", shallow, deepest])
-    header = ["task, method", "held out", "epochs", "lr", "weight", "temperature", "mean", "shallow", "deepest"]
-    caption = ("Scored on the last rows of train, held out of it; mean: over exits; shallow: over their lower half; "
-               "bold: the method's choice, its highest mean, among equals the highest shallow.")
+    tasks, rows = present(runs, "task", TASKS), []
+    for method in present(runs, "method", METHODS):
+        settings = {}                                                   # (lr, weight, temperature) -> {task: run}
+        for run in select(runs, method=method):
+            key = tuple(run["config"][name] for name in ("lr", "weight", "temperature"))
+            settings.setdefault(key, {})[run["task"]] = run
+        average = {key: {name: statistics.mean(run[name] for run in by_task.values()) for name in ("mean_exit_score", "score")}
+                   for key, by_task in settings.items() if len(by_task) == len(tasks)}
+        best = max(average, key=lambda key: average[key]["mean_exit_score"], default=None)
+        for key in sorted(settings):
+            lr, *own = (f"{value:g}" for value in key)
+            means = [f"{settings[key][task]['mean_exit_score']:.2f}" if task in settings[key] else "" for task in tasks]
+            mean, deepest = (f"{average[key][name]:.2f}" if key in average else "" for name in ("mean_exit_score", "score"))
+            mark = "**" if key == best else ""
+            rows.append([method, lr, *(["", ""] if method == "ce" else own), *means, f"{mark}{mean}{mark}", deepest])
+    slices = ", ".join(f"{task} {select(runs, task=task)[0]['config']['holdout']}" for task in tasks)
+    header = ["method", "lr", "weight", "temperature", *tasks, "all", "all, deepest"]
+    caption = (f"Mean over exits on the last rows of train, held out of it ({slices} rows), seed 1; all: mean over the tasks; bold: "
+               "the method's highest.")
     return ["### Tuning", "", *table(caption, header, rows)]
 
 

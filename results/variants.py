@@ -4,8 +4,6 @@
 
     detached       the label embeddings get no gradient from ACL-Embed: only the samples move
     best-teacher   ACL-CL's teacher is the exit with the lowest cross-entropy on the batch, not the deepest
-    center         ACL-Embed and ACL-CL see h minus its batch mean and label embeddings minus their class mean: softmax ignores
-                   a vector added to every label embedding, the bias absorbs what all samples share; cosines see both
     warm-up        lambda grows from 0 over the first 100 steps, where nearly all conflicts lie
     own-teacher    ACL-CL's positives: the sample's own teacher vector and its label's row, not the whole class
     rows-only      ACL-CL's keys: the teacher's label embeddings alone, no samples
@@ -43,15 +41,6 @@ def best_teacher():
                 cl[m] = cl[m] + acl.acl_cl_loss(x, pairs[best][0], labels, pairs[best][1], args.temperature)
         return [[m * loss / sum(model.exits) for m, loss in zip(model.exits, losses)] for losses in (ce, cl)]
     train.compute_losses = compute_losses
-
-
-def center():
-    embed, cross = acl.acl_embed_loss, acl.acl_cl_loss
-
-    def centred(x):
-        return x - x.mean(dim=0)
-    acl.acl_embed_loss = lambda h, labels, l, tau: embed(centred(h), labels, centred(l), tau)
-    acl.acl_cl_loss = lambda h, teacher_h, labels, l, tau: cross(centred(h), centred(teacher_h), labels, centred(l), tau)
 
 
 def warm_up():
@@ -112,7 +101,7 @@ def layer_wise():
     train.make_optimizer = with_layers
 
 
-CHANGES = {"detached": detached, "best-teacher": best_teacher, "center": center, "warm-up": warm_up, "own-teacher": own_teacher,
+CHANGES = {"detached": detached, "best-teacher": best_teacher, "warm-up": warm_up, "own-teacher": own_teacher,
            "rows-only": rows_only, "shared-pooler": shared_pooler, "layer-wise": layer_wise}
 
 if __name__ == "__main__":
