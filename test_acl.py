@@ -35,6 +35,7 @@ import train
 
 sys.path.append(str(Path(__file__).parent / "results"))
 import angles
+import tables
 import tradeoff
 import variants
 
@@ -1572,3 +1573,20 @@ def test_readme_commands_and_names_exist():
 def test_readme_tables_are_what_the_command_prints():
     printed = command("results/tables.py", "--block", "vanilla", "multi")
     assert printed.strip() and f"<!-- results -->\n{printed}<!-- /results -->\n" in README
+
+
+def test_table_cells_by_hand():
+    def run(task, method, seed, *scores):
+        return {"task": task, "method": method, "seed": seed, "exit_scores": list(scores), "mean_exit_score": sum(scores) / 2,
+                "shallow": scores[0], "twice": scores[1]}
+    runs = [run("rte", "ce", 1, 50, 60), run("mrpc", "ce", 1, 70, 80), run("rte", "ce", 2, 52, 62), run("mrpc", "ce", 2, 70, 80),
+            run("rte", "kd", 1, 52, 60), run("mrpc", "kd", 1, 72, 84), run("rte", "kd", 2, 52, 66)]
+    ce, kd = (tables.select(tables.averaged(runs), method=method) for method in ("ce", "kd"))
+    assert [r["exit_scores"] for r in ce] == [[60, 70], [61, 71]] and [r["twice"] for r in ce] == [70, 71]
+    assert [(r["seed"], r["shallow"], r["mean_exit_score"]) for r in kd] == [(1, 62, 67)]         # seed 2 lacks MRPC
+    assert tables.averaged([r for r in runs if r["task"] == "rte"]) == []                         # nothing to average
+    assert tables.difference(kd, ce, "shallow") == "+2.00"
+    # differences 1 and 2: mean 1.5, sd 0.7071, standard error 0.5, t(1 degree of freedom) 12.706
+    rte_ce, rte_kd = (tables.select(runs, task="rte", method=method) for method in ("ce", "kd"))
+    assert tables.difference(rte_kd, rte_ce, "mean_exit_score") == "+1.50 [-4.85, 7.85]"
+    assert tables.difference(rte_ce, rte_ce, "shallow") == "" and tables.mean_sd([1.0, 3.0]) == "2.0±1.4"

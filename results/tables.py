@@ -142,17 +142,31 @@ def vanilla(runs):
     return ["### Vanilla: one exit", "", *tasks_table(caption, runs, cells), *conflicts_table(runs)]
 
 
+def averaged(runs):
+    """A stand-in run per method and seed, its scores the means over all tasks, as GLUE averages; where no task is missing."""
+    tasks, stand_ins = present(runs, "task", TASKS), []
+    for method, seed in dict.fromkeys((run["method"], run["seed"]) for run in runs):
+        some = select(runs, method=method, seed=seed)
+        if len(some) == len(tasks) > 1:
+            means = {name: statistics.mean(run[name] for run in some) for name in ("mean_exit_score", "shallow")}
+            twice = [run["twice"] for run in some]
+            stand_ins.append(means | {"task": "all", "method": method, "seed": seed,
+                                      "exit_scores": list(map(statistics.mean, zip(*(run["exit_scores"] for run in some)))),
+                                      "twice": None if None in twice else statistics.mean(twice)})
+    return stand_ins
+
+
 def exits_table(caption, runs):
-    """All tasks in one table: each exit, means, differences, and early exit at 2x by entropy."""
-    rows = []
-    for task in present(runs, "task", TASKS):
+    """All tasks in one table: each exit, means, differences, and early exit at 2x by entropy; first, the mean over tasks."""
+    rows, runs = [], runs + averaged(runs)
+    for task in present(runs, "task", ["all", *TASKS]):
         ce = select(runs, task=task, method="ce")
         for method in present(runs, "method", METHODS):
             some = select(runs, task=task, method=method)
             scores = zip(*(run["exit_scores"] + [run["mean_exit_score"], run["shallow"]] for run in some))
             against = [difference(some, ce, name) for name in ("mean_exit_score", "shallow")]
             rows.append([f"{task}, {method}", len(some) or "", *map(mean_sd, scores), *against,
-                         *([at_speed(some, "entropy", 2), difference(some, ce, "twice")] if some else [])])
+                         mean_sd([run["twice"] for run in some]), difference(some, ce, "twice")])
     header = ["task, method", "seeds", *(f"exit {layer}" for layer in runs[0]["exit_layers"]), "mean", "shallow", "Δ mean",
               "Δ shallow", "at 2x", "Δ at 2x"]
     return table(caption, header, rows)
@@ -161,7 +175,7 @@ def exits_table(caption, runs):
 def multi(runs):
     caption = ("Accuracy (cola: Matthews' correlation) of each exit by itself, mean±sd; shallow: mean over the lower half of "
                "the exits; Δ: paired difference to ce, 95 % t-interval; at 2x: entropy's slowest setting that is at least "
-               "twice as fast, counted.")
+               "twice as fast, counted; all: mean over the tasks, seed by seed.")
     return ["### Multi-exit: one model, an exit at every layer", "", *exits_table(caption, runs), *conflicts_table(runs)]
 
 
