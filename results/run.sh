@@ -38,14 +38,15 @@ export -f job; export RESULTS
 declare -A EPOCHS=([rte]=4 [mrpc]=3 [cola]=2 [sst2]=3)
 declare -A SAMPLE=([rte]="" [mrpc]="" [cola]="" [sst2]="--limit-train 6000")    # SST-2: its first 6,000 rows of train
 
-# The ends of train on which settings and changes are chosen; RTE has too few rows to give any away.
+# The ends of train on which settings and changes are chosen.  RTE has few rows to give away: for its learning rate alone.
 declare -A SLICE=([mrpc]="--holdout 668 --epochs 2" [sst2]="--limit-train 8000 --holdout 2000 --epochs 3"
-  [cola]="--holdout 1000 --epochs 2")
+  [cola]="--holdout 1000 --epochs 2" [rte]="--holdout 490 --epochs 4")
 
 tune() {    # one budget: three settings a method, on slices of three train splits, seed 1
-  for task in ${TASKS:-mrpc cola sst2}; do
+  for task in ${TASKS:-rte mrpc cola sst2}; do
     local common="--exits all ${SLICE[$task]}"
     for lr in 5e-5 1e-4 2e-4 4e-4; do echo "tune/lr$lr $task ce 1 $common --lr $lr"; done
+    [ $task = rte ] && continue
     for method in scl acl-cl acl-grad; do
       for setting in "0.1 0.5" "0.5 0.5" "0.5 0.1"; do
         set -- $setting
