@@ -92,7 +92,7 @@ tries() {   # what might help ACL-CL at the shallow exits, on slices of train; w
     echo "tries/depth $grad"
     echo "tries/depth_center $cl --center"
     echo "tries/depth_center $grad --center"
-    for change in own-teacher rows-only shared-pooler warm-up layer-wise; do
+    for change in row-anchors own-teacher rows-only shared-pooler warm-up layer-wise; do
       echo "tries/depth_$change ${cl/--exits/--change $change --exits}"
     done
     echo "tries/depth_shared-pooler ${ce/--exits/--change shared-pooler --exits}"

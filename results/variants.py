@@ -4,6 +4,7 @@
 
     detached       the label embeddings get no gradient from ACL-Embed: only the samples move
     best-teacher   ACL-CL's teacher is the exit with the lowest cross-entropy on the batch, not the deepest
+    row-anchors    ACL-CL's anchors: the student's label embeddings too, so that they turn to where the teacher's samples lie
     warm-up        lambda grows from 0 over the first 100 steps, where nearly all conflicts lie
     own-teacher    ACL-CL's positives: the sample's own teacher vector and its label's row, not the whole class
     rows-only      ACL-CL's keys: the teacher's label embeddings alone, no samples
@@ -30,17 +31,30 @@ def detached():
     acl.acl_embed_loss = lambda h, labels, label_embeddings, tau: attached(h, labels, label_embeddings.detach(), tau)
 
 
-def best_teacher():
+def acl_cl_losses(pick_teacher, row_anchors):
+    """A compute_losses for acl-cl alone.  pick_teacher: the exits' cross-entropies -> index; row_anchors: see the top."""
     def compute_losses(args, model, h, logits, labels):
-        pairs = [(x, classifier.weight) for x, classifier in zip(h, model.classifiers)]
+        rows = [classifier.weight for classifier in model.classifiers]
         ce = [F.cross_entropy(z.float(), labels) for z in logits]
-        best = min(range(len(ce)), key=lambda m: ce[m].item())
-        cl = [acl.acl_embed_loss(x, labels, l, args.temperature) for x, l in pairs]
-        for m, (x, _) in enumerate(pairs):
-            if m != best:
-                cl[m] = cl[m] + acl.acl_cl_loss(x, pairs[best][0], labels, pairs[best][1], args.temperature)
+        teacher, cl = pick_teacher(ce), []
+        for m, (x, l) in enumerate(zip(h, rows)):
+            loss = acl.acl_embed_loss(x, labels, l, args.temperature)
+            if m != teacher:
+                anchors, anchor_labels = acl._with_label_embeddings(x, labels, l) if row_anchors else (x, labels)
+                keys, key_labels = acl._with_label_embeddings(h[teacher].detach(), labels, rows[teacher].detach())
+                loss = loss + acl._contrastive_loss(anchors, keys, acl._same_class(anchor_labels, key_labels), args.temperature,
+                                                    same_items=False)
+            cl.append(loss)
         return [[m * loss / sum(model.exits) for m, loss in zip(model.exits, losses)] for losses in (ce, cl)]
     train.compute_losses = compute_losses
+
+
+def best_teacher():
+    acl_cl_losses(lambda ce: min(range(len(ce)), key=lambda m: ce[m].item()), row_anchors=False)
+
+
+def row_anchors():
+    acl_cl_losses(lambda ce: len(ce) - 1, row_anchors=True)
 
 
 def warm_up():
@@ -101,7 +115,7 @@ def layer_wise():
     train.make_optimizer = with_layers
 
 
-CHANGES = {"detached": detached, "best-teacher": best_teacher, "warm-up": warm_up, "own-teacher": own_teacher,
+CHANGES = {"detached": detached, "best-teacher": best_teacher, "row-anchors": row_anchors, "warm-up": warm_up, "own-teacher": own_teacher,
            "rows-only": rows_only, "shared-pooler": shared_pooler, "layer-wise": layer_wise}
 
 if __name__ == "__main__":
