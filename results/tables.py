@@ -225,20 +225,22 @@ def tune(runs):
         for run in select(runs, method=method):
             key = tuple(run["config"][name] for name in ("lr", "weight", "temperature"))
             settings.setdefault(key, {})[run["task"]] = run
-        average = {key: {name: statistics.mean(run[name] for run in by_task.values()) for name in ("mean_exit_score", "score")}
-                   for key, by_task in settings.items() if len(by_task) == len(tasks)}
-        best = max(average, key=lambda key: average[key]["mean_exit_score"], default=None)
+        columns = []                                                    # per task, then their mean: {setting: score}
+        for task in tasks:
+            columns.append({key: found[task]["mean_exit_score"] for key, found in settings.items() if task in found})
+        own_tasks = [column for column in columns if column]
+        columns.append({key: statistics.mean(column[key] for column in own_tasks) for key in settings
+                        if all(key in column for column in own_tasks)})
+        chosen = columns[:-1] if method == "ce" else columns[-1:]       # a rate for each task, a setting for all
         for key in sorted(settings):
             lr, *own = (f"{value:g}" for value in key)
-            means = [f"{settings[key][task]['mean_exit_score']:.2f}" if task in settings[key] else "" for task in tasks]
-            mean, deepest = (f"{average[key][name]:.2f}" if key in average else "" for name in ("mean_exit_score", "score"))
-            mark = "**" if key == best else ""
-            rows.append([method, lr, *(["", ""] if method == "ce" else own), *means, f"{mark}{mean}{mark}", deepest])
+            cells = ["" if key not in column else f"**{column[key]:.2f}**" if column in chosen and column[key] == max(column.values())
+                     else f"{column[key]:.2f}" for column in columns]
+            rows.append([method, lr, *(["", ""] if method == "ce" else own), *cells])
     slices = ", ".join(f"{task} {select(runs, task=task)[0]['config']['holdout']}" for task in tasks)
-    header = ["method", "lr", "weight", "temperature", *tasks, "all", "all, deepest"]
     caption = (f"Mean over exits on the last rows of train, held out of it ({slices} rows), seed 1; all: mean over the tasks; bold: "
-               "the method's highest.")
-    return ["### Tuning", "", *table(caption, header, rows)]
+               "what was chosen.")
+    return ["### Tuning", "", *table(caption, ["method", "lr", "weight", "temperature", *tasks, "all"], rows)]
 
 
 def tries(runs):
