@@ -16,8 +16,8 @@ The three contrastive losses are one formula with different keys.  For anchors a
     ACL-Embed h_1 .. h_N, l_1 .. l_K      h_1 .. h_N, l_1 .. l_K                  the paper (abstract, second-hand details)
     ACL-CL    student's h_1 .. h_N        teacher's h_1 .. h_N, l_1 .. l_K        the paper (abstract); the keys: our reading
 
-Letters: N samples, K classes, d hidden size, A anchors, B keys.  Losses are in nats, float32 whatever autocast says; a wrong
-argument raises ValueError naming it.
+Letters: N samples, K classes, d hidden size, A anchors, B keys; formulas count classes and exits from 1, code from 0.  Losses
+are in nats, float32 whatever autocast says; they raise ValueError naming what is wrong with an argument.
 """
 
 import torch
@@ -27,19 +27,19 @@ import torch.nn.functional as F
 def scl_loss(h, labels, temperature):
     """Supervised contrastive loss over a batch (Gunel et al., arXiv 2011.01403), the paper's baseline.
 
-        L_SCL = mean_i -1/|P(i)| sum_{p in P(i)} log [ exp(z_i.z_p/tau) / sum_{a != i} exp(z_i.z_a/tau) ]
+        L_SCL = mean_i -1/|P(i)| sum_{p in P(i)} log [ exp(z_i.z_p/tau) / sum_{b != i} exp(z_i.z_b/tau) ]
 
     h (N, d) floating point; labels (N,) int64; temperature tau > 0.  Returns a float32 scalar.  Samples whose class is alone
     in the batch are no anchors; if none has a positive (a batch of one, say) the loss is 0, with a graph, not NaN.
     """
     _check(temperature, labels, h=h)
-    return _contrastive_loss(h, h, _same_class(labels, labels), temperature, same_items=True)
+    return contrastive_loss(h, h, same_class(labels, labels), temperature, same_items=True)
 
 
 def acl_embed_loss(h, labels, label_embeddings, temperature):
     """ACL-Embed: SCL over the N samples and the K label embeddings together (paper, ACL-Embed; details second-hand).
 
-        items x = {h_1 .. h_N, l_1 .. l_K}, labels {y_1 .. y_N, 0 .. K-1}, then L_SCL over the N + K items
+        items x = {h_1 .. h_N, l_1 .. l_K}, labels {y_1 .. y_N, 1 .. K}, then L_SCL over the N + K items
 
     h (N, d); labels (N,) int64 in 0..K-1; label_embeddings (K, d), the classifier's weight rows: pass them attached, the
     gradient is meant to flow into them.
@@ -60,15 +60,15 @@ def acl_embed_loss(h, labels, label_embeddings, temperature):
     tensor([ 0.3845, -0.2500])
     """
     _check(temperature, labels, label_embeddings, h=h)
-    items, item_labels = _with_label_embeddings(h, labels, label_embeddings)                # (N + K, d), (N + K,)
-    return _contrastive_loss(items, items, _same_class(item_labels, item_labels), temperature, same_items=True)
+    items, item_labels = with_label_embeddings(h, labels, label_embeddings)                # (N + K, d), (N + K,)
+    return contrastive_loss(items, items, same_class(item_labels, item_labels), temperature, same_items=True)
 
 
 def acl_cl_loss(student_h, teacher_h, labels, teacher_label_embeddings, temperature):
     """ACL-CL, cross-layer ACL: a student exit's samples are anchors, the teacher exit's items are the keys (our reading).
 
-        keys T = {sg[h_1^M] .. sg[h_N^M], sg[l_1^M] .. sg[l_K^M]}, labels {y_1 .. y_N, 0 .. K-1}, sg = stop-gradient
-        L_CL^m = mean_i -1/|P(i)| sum_{t in P(i)} log [ exp(z_i^m.t/tau) / sum_{b in T} exp(z_i^m.b/tau) ]
+        keys T = {sg[h_1^M] .. sg[h_N^M], sg[l_1^M] .. sg[l_K^M]}, labels {y_1 .. y_N, 1 .. K}, sg = stop-gradient
+        L_ACL-CL^m = mean_i -1/|P(i)| sum_{t in P(i)} log [ exp(z_i^m.t/tau) / sum_{b in T} exp(z_i^m.b/tau) ]
 
     student_h (N, d) of exit m; teacher_h (N, d) of the deepest exit M; labels (N,) int64 in 0..K-1;
     teacher_label_embeddings (K, d).  The sample's own teacher vector is a positive.  Nothing flows into the teacher: both
@@ -76,8 +76,8 @@ def acl_cl_loss(student_h, teacher_h, labels, teacher_label_embeddings, temperat
     positive (results/variants.py does both).
     """
     _check(temperature, labels, teacher_label_embeddings, student_h=student_h, teacher_h=teacher_h)
-    keys, key_labels = _with_label_embeddings(teacher_h.detach(), labels, teacher_label_embeddings.detach())   # (N + K, d)
-    return _contrastive_loss(student_h, keys, _same_class(labels, key_labels), temperature, same_items=False)
+    keys, key_labels = with_label_embeddings(teacher_h.detach(), labels, teacher_label_embeddings.detach())   # (N + K, d)
+    return contrastive_loss(student_h, keys, same_class(labels, key_labels), temperature, same_items=False)
 
 
 def kd_loss(student_logits, teacher_logits, temperature):
@@ -124,18 +124,18 @@ def geometry(h, labels, label_embeddings):
             "alignment": distance[same].mean().item(), "uniformity": (-2 * distance[pairs]).exp().mean().log().item()}
 
 
-def _with_label_embeddings(h, labels, label_embeddings):
+def with_label_embeddings(h, labels, label_embeddings):
     """(N, d) samples and (K, d) rows -> (N + K, d) items and their (N + K,) labels: row k is a sample of class k."""
     row_labels = torch.arange(len(label_embeddings), device=labels.device)                  # (K,)
     return torch.cat([h.float(), label_embeddings.float()]), torch.cat([labels, row_labels])
 
 
-def _same_class(anchor_labels, key_labels):
+def same_class(anchor_labels, key_labels):
     """(A,) and (B,) labels -> (A, B) bool: which keys are positives of which anchors."""
     return anchor_labels[:, None] == key_labels[None, :]
 
 
-def _contrastive_loss(anchors, keys, positive, temperature, same_items):
+def contrastive_loss(anchors, keys, positive, temperature, same_items):
     """The formula at the top.  anchors (A, d), keys (B, d), positive (A, B) bool; same_items: keys are the anchors, so leave
     a = b out."""
     # Under autocast the product below would run in bf16, whose 8 bits are too coarse for exp(cosine / 0.01).

@@ -35,7 +35,7 @@ huggingface_hub.utils.logging.set_verbosity_error()
 
 
 class MultiExitBert(nn.Module):
-    """encoder: what AutoModel returns for BERT, MiniLM, RoBERTa (its layers must be `encoder.layer`).  exits: layer numbers
+    """encoder: what AutoModel returns for BERT, MiniLM, RoBERTa (its layers must be `encoder.encoder.layer`).  exits: layer numbers
     from 1, or "all" or "last"; the last layer must be among them, since it answers whatever is left.  pooling: "cls", the
     encoder's pooler (dense + tanh on the first token), or "mean" of the tokens without it.  Raises InputError."""
 
@@ -49,6 +49,9 @@ class MultiExitBert(nn.Module):
             encoder.pooler = None
         elif getattr(encoder, "pooler", None) is None:
             raise InputError("this encoder has no pooler: use --pooling mean")
+        positions = encoder.embeddings.position_embeddings
+        first = 0 if positions.padding_idx is None else positions.padding_idx + 1           # RoBERTa counts them from 2
+        self.max_length = positions.num_embeddings - first                    # tokens
         width = encoder.config.hidden_size
         self.dropout = nn.Dropout(encoder.config.hidden_dropout_prob)
         self.classifiers = nn.ModuleList(nn.Linear(width, num_labels) for _ in self.exits)
@@ -57,8 +60,8 @@ class MultiExitBert(nn.Module):
             nn.init.zeros_(classifier.bias)
 
     def embed(self, input_ids, attention_mask=None, token_type_ids=None):
-        """(N, L) tokens -> hidden (N, L, d), the mask the layers take, token mask (N, L).  The layers' mask is (N, 1, 1, L) or
-        so, whatever the attention wants to know whom to attend to; None where no row is padded."""
+        """(N, L) tokens -> hidden (N, L, d), mask, token mask (N, L).  mask: what the layers' attention takes, its first
+        dimension N (early_exit drops rows of it); None where no row is padded."""
         if self.encoder.config.type_vocab_size < 2:                           # RoBERTa knows one segment only
             token_type_ids = None
         hidden = self.encoder.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
@@ -108,7 +111,10 @@ class MultiExitBert(nn.Module):
             hidden, mask, _ = self.embed(**batch)
             for layer in encoder.encoder.layer:
                 hidden = layer(hidden, mask)
-            torch.testing.assert_close(hidden, encoder(**batch).last_hidden_state, atol=1e-4, rtol=0)
+            own = encoder(**batch)
+            torch.testing.assert_close(hidden, own.last_hidden_state, atol=1e-4, rtol=0)
+            if getattr(encoder, "pooler", None) is not None:
+                torch.testing.assert_close(encoder.pooler(hidden), own.pooler_output, atol=1e-4, rtol=0)
         except Exception as error:                     # no such attribute, other arguments, a tuple where a tensor was, ..
             raise InputError(f"walking the layers of this {encoder.config.model_type} model as BERT's fails ({reason(error)}; "
                              f"transformers {transformers.__version__}); use BERT, MiniLM, RoBERTa or a kin, or adapt "
@@ -201,12 +207,12 @@ def make_rule(rule, threshold=None, patience=None):
     if rule not in RULES:
         raise InputError(f"unknown rule {rule!r}; choose one of {', '.join(RULES)}")
     function, names = RULES[rule]
-    settings = {key: {"threshold": threshold, "patience": patience}[key] for key in names}
+    given = {"threshold": threshold, "patience": patience}
     if "threshold" in names and (threshold is None or not 0 <= threshold <= 1):
         raise InputError(f"rule {rule} needs a threshold from 0 to 1, not {threshold}")
     if "patience" in names and (not isinstance(patience, int) or patience < 1):
         raise InputError(f"rule {rule} needs a patience of 1 or more exits, not {patience}")
-    return lambda logits: function(logits, **settings)
+    return lambda logits: function(logits, **{name: given[name] for name in names})
 
 
 def exit_indices(logits, rule):

@@ -7,11 +7,11 @@ Our reading where the paper is silent: the inner product runs over the parameter
 no conflict, and an inner product that is not finite is one.  Pure functions on tensors: copy them as they stand.
 
 What it costs.  A backward takes about as long as two forwards.  One graph, two gradients: (1 + 2 + 2) / (1 + 2) = 1.67 of
-a plain step, and no exact test over the parameters can do with less, since it needs both gradients apart.  `acl_grad` is
-that test.  `acl_grad_features` asks the same question at the representations h, where both gradients are nearly free, and
+a plain step, and no exact test over the parameters can do without the second backward, since it needs both gradients apart.
+`acl_grad` is that test.  `acl_grad_features` asks the same question at the representations h, where both gradients are nearly free, and
 then runs one backward: about 1.0 of a plain step, an approximation, and a decision for each exit by itself.
 
-    python grad_surgery.py runs/rte_scl_1 runs/rte_scl_2     # the angles of finished runs: results/angles.py
+    python grad_surgery.py runs/rte_acl-grad_1               # the angles of finished runs: results/angles.py
 """
 
 import math
@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import torch
 
+# A new rule: a line here and a branch in _decide.
 RULES = {
     "observe": "keep everything: the plain sum, its angle measured (the paper's pilot)",
     "discard": "drop the contrastive gradient on conflict (the paper's ACL-Grad)",
@@ -78,16 +79,15 @@ def acl_grad(ce_loss, cl_loss, parameters, weight, rule="discard", average=None)
     conflict, along_ce, along_cl = _decide(products, rule)
 
     taken = set()
-    for p, a, b, both in zip(parameters, g_ce, g_cl, shared):
+    own = [a if a is None else _own(a, taken) for a in g_ce]     # before the first is changed in place
+    for p, a, b, both in zip(parameters, own, g_cl, shared):
+        p.grad = a
+        if a is None and b is not None and along_cl:
+            p.grad = b * (weight * along_cl)
         if both and along_cl:                        # never 0 * g_CL: 0 * NaN is NaN
-            p.grad = _own(a, taken)
             if along_ce:
                 p.grad.mul_(1 + weight * along_ce)
             p.grad.add_(b, alpha=weight * along_cl)
-        elif a is not None:
-            p.grad = _own(a, taken)
-        else:
-            p.grad = b * (weight * along_cl) if b is not None and along_cl else None
     return conflict
 
 
@@ -100,7 +100,7 @@ def acl_grad_features(ce_loss, cl_losses, h, weight, rule="discard"):
     among the entries of one tensor would reach the others, since backward multiplies it by 0.)  h: (M, N, d), of the same
     forward.  rule: observe, discard or weigh (project would need a gradient, not a factor).
     Adds to `.grad`, as any backward does: clear it before.  Returns a Conflict whose products hold one triple per exit and
-    whose cosine, angle and kept are means over the exits, each of which decides for itself.
+    whose cosine, angle and kept are means over the exits, each of which decides for itself: `kept` says how many did.
     Raises ValueError for an unknown rule.
     """
     if rule not in RULES or rule == "project":

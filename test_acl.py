@@ -302,6 +302,11 @@ def test_a_gradient_that_two_parameters_share_is_added_once():
     assert a.grad.tolist() == b.grad.tolist() == [3, 3, 3]
     a.grad.mul_(2)
     assert b.grad.tolist() == [3, 3, 3]
+    # d((a + b - 1)^2) = -2 for both, one dense tensor where d(sum) above was an expanded 1
+    grad_surgery.acl_grad(((a + b - 1) ** 2).sum(), 3 * (a + b).sum(), [a, b], 1.0, rule="observe")
+    assert a.grad.tolist() == b.grad.tolist() == [1, 1, 1]
+    grad_surgery.acl_grad(((a + b - 1) ** 2).sum(), 3 * (a + b).sum(), [a, b], 1.0, rule="project")      # opposed: nothing is left
+    assert a.grad.tolist() == b.grad.tolist() == [-2, -2, -2]
 
 
 def small_model(num_layers=3, exits_at="all", pooling="cls", num_labels=2, kind="bert", seed=0, dropout=0.1):
@@ -1078,8 +1083,8 @@ def test_variants_change_what_they_say(change, tmp_path, monkeypatch):
     """Each of results/variants.py trains; it changes the first step's loss, or only what the loss leads to."""
     argv = ["--task", "demo", "--method", "acl-cl", "--limit-train", "320", "--epochs", "1", "--pooling", "mean", "--output"]
     assert train.main([*argv, str(tmp_path / "plain")]) == 0
-    for module, name in ((acl, "acl_embed_loss"), (acl, "acl_cl_loss"), (train, "compute_losses"), (train, "fill_gradients"),
-                         (train, "make_optimizer"), (train, "run_options"), (exits, "MultiExitBert")):
+    for module, name in ((acl, "acl_embed_loss"), (acl, "acl_cl_loss"), (train, "pick_teacher"), (train, "second_loss"), (train, "fill_gradients"),
+                         (train, "load_checkpoint"), (train, "make_optimizer"), (train, "run_options"), (exits, "MultiExitBert")):
         monkeypatch.setattr(module, name, getattr(module, name))               # put back after the test
     variants.CHANGES[change]()
     assert train.main([*argv, str(tmp_path / "changed")]) == 0

@@ -13,7 +13,8 @@ Each seed leaves runs/<task>_<method>_<seed>/:
 While it runs: checkpoint.pt, and the CSVs as of that checkpoint.
 The score reported is the last epoch's: nothing is picked on dev.
 
-Walk h through it: glue.Split.batch -> MultiExitBert.forward -> compute_losses -> fill_gradients -> optimizer.step.
+Walk h through it: glue.Split.batch -> forward_shared (one process: MultiExitBert.forward) -> compute_losses -> fill_gradients
+-> optimizer.step.
 """
 
 import argparse
@@ -146,33 +147,39 @@ def compute_losses(args, model, h, logits, labels):
         L = sum_m w_m (L_CE^m + lambda L_CL^m) / sum_m w_m             w_m: exit m's layer number, or 1 (--exit-weights)
         SCL alone is a mixture, (1 - lambda) L_CE^m + lambda L_SCL^m                    (arXiv 2011.01403): fill_gradients
     """
-    tau = args.temperature
-    pairs = [(x, classifier.weight) for x, classifier in zip(h, model.classifiers)]   # h^m (N, d), l^m (K, d)
+    pairs = [(h_m, classifier.weight) for h_m, classifier in zip(h, model.classifiers)]   # h^m (N, d), l^m (K, d)
     if args.center:
-        pairs = [acl.center(x, l) for x, l in pairs]
+        pairs = [acl.center(h_m, l_m) for h_m, l_m in pairs]
     ce = [F.cross_entropy(z.float(), labels) for z in logits]
-    teacher = len(ce) - 1                                                 # who guides the others: the deepest exit
-    teacher_h, teacher_l = pairs[teacher]
-    cl = []
-    for m, (x, l) in enumerate(pairs):
-        is_student, loss = m != teacher, torch.zeros((), device=h.device)
-        if args.method == "scl":
-            loss = acl.scl_loss(x, labels, tau)
-        if args.method == "acl-cl" and is_student:
-            loss = acl.acl_cl_loss(x, teacher_h, labels, teacher_l, tau)
-        if args.method in ("acl-embed", "acl-grad") or args.method == "acl-cl" and (args.students_embed or not is_student):
-            loss = loss + acl.acl_embed_loss(x, labels, l, tau)
-        if args.method == "kd" and is_student:
-            loss = acl.kd_loss(logits[m], logits[teacher], tau)
-        cl.append(loss)
+    teacher = pick_teacher(ce)
+    cl = [second_loss(args, m, teacher, pairs, logits, labels) for m in range(len(ce))]
     w = [layer if args.exit_weights == "depth" else 1 for layer in model.exits]
     return [[w_m / sum(w) * loss for w_m, loss in zip(w, losses)] for losses in (ce, cl)]
 
 
+def pick_teacher(ce):
+    """The exits' M cross-entropies -> index of the exit that guides the others: the deepest, whatever they are."""
+    return len(ce) - 1
+
+
+def second_loss(args, m, teacher, pairs, logits, labels):
+    """L_CL^m, the method's second term at exit m, contrastive or distillation.  pairs: every exit's (h, label embeddings)."""
+    (h_m, l_m), tau = pairs[m], args.temperature
+    if args.method == "scl":
+        return acl.scl_loss(h_m, labels, tau)
+    if args.method in ("acl-embed", "acl-grad") or args.method == "acl-cl" and m == teacher:
+        return acl.acl_embed_loss(h_m, labels, l_m, tau)
+    if args.method == "acl-cl":
+        guided = acl.acl_cl_loss(h_m, pairs[teacher][0], labels, pairs[teacher][1], tau)
+        return guided + acl.acl_embed_loss(h_m, labels, l_m, tau) if args.students_embed else guided
+    if args.method == "kd" and m != teacher:
+        return acl.kd_loss(logits[m], logits[teacher], tau)
+    return torch.zeros((), device=h_m.device)                                  # ce, and kd's teacher
+
+
 def fill_gradients(args, model, h, ce, cl):
     """Leave the step's gradient in `.grad`; returns the Conflict that was seen, or None where none was looked for."""
-    ce_share = 1 - args.weight if args.method == "scl" else 1.0
-    ce_loss = ce_share * sum(ce)
+    ce_loss = (1 - args.weight if args.method == "scl" else 1.0) * sum(ce)
     if args.conflict != "none" and args.conflict_at == "parameters":
         return grad_surgery.acl_grad(ce_loss, sum(cl), model.parameters(), args.weight, args.conflict, average)
     seen = None
@@ -493,11 +500,8 @@ def run(args):
         model = exits.MultiExitBert(encoder, len(glue.TASKS[args.task].labels), args.exits, args.pooling).to(device)
         if args.method in ("acl-cl", "kd") and len(model.exits) == 1:
             raise InputError(f"--method {args.method} needs students: more than one exit")
-        positions = encoder.embeddings.position_embeddings
-        first = 0 if positions.padding_idx is None else positions.padding_idx + 1           # RoBERTa counts from 2
-        room = positions.num_embeddings - first
-        if args.max_length > room:
-            raise InputError(f"--max-length {args.max_length}: this model has {room} positions")
+        if args.max_length > model.max_length:
+            raise InputError(f"--max-length {args.max_length}: this model has {model.max_length} positions")
         if splits["train"].tokens is None:
             for split in splits.values():
                 split.tokenize(tokenizer, args.max_length)

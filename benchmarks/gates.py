@@ -16,19 +16,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import exits
 import glue
-import grad_surgery
 import train
 
 
 def feature_decisions(ce, cl, h):
-    """[keep?] of each exit: < d L_CE / d h^m, d L_CL^m / d h^m > >= 0, as grad_surgery.acl_grad_features decides."""
+    """[keep?] of each exit: < d L_CE / d h^m, d L_CL^m / d h^m > >= 0, as `acl_grad_features` decides."""
     g_ce, = torch.autograd.grad(sum(ce), h, retain_graph=True)                 # (M, N, d)
     g_cl, = torch.autograd.grad(sum(cl), h, retain_graph=True)                 # (M, N, d)
     return ((g_ce * g_cl).sum((1, 2)) >= 0).tolist()
 
 
 def main():
-    args = train.parse_args()
+    args = train.parse_args([*sys.argv[1:], "--conflict", "discard"])
     device = torch.device("cpu")
     torch.manual_seed(args.seeds[0])
     split = glue.load_task(args.task, args.data, args.limit_train)["train"]
@@ -45,7 +44,7 @@ def main():
             h, logits = train.forward_shared(model, split, rows, device, bf16, len(steps))
             ce, cl = train.compute_losses(args, model, h, logits, split.labels[rows])
             at_features = feature_decisions(ce, cl, h)
-            seen = grad_surgery.acl_grad(sum(ce), sum(cl), model.parameters(), args.weight, "discard")
+            seen = train.fill_gradients(args, model, h, ce, cl)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()

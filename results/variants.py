@@ -18,7 +18,6 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import acl
@@ -31,56 +30,53 @@ def detached():
     acl.acl_embed_loss = lambda h, labels, label_embeddings, tau: attached(h, labels, label_embeddings.detach(), tau)
 
 
-def acl_cl_losses(pick_teacher, row_anchors):
-    """A compute_losses for acl-cl alone.  pick_teacher: the exits' cross-entropies -> index; row_anchors: see the top."""
-    def compute_losses(args, model, h, logits, labels):
-        rows = [classifier.weight for classifier in model.classifiers]
-        ce = [F.cross_entropy(z.float(), labels) for z in logits]
-        teacher, cl = pick_teacher(ce), []
-        for m, (x, l) in enumerate(zip(h, rows)):
-            loss = acl.acl_embed_loss(x, labels, l, args.temperature)
-            if m != teacher:
-                anchors, anchor_labels = acl._with_label_embeddings(x, labels, l) if row_anchors else (x, labels)
-                keys, key_labels = acl._with_label_embeddings(h[teacher].detach(), labels, rows[teacher].detach())
-                loss = loss + acl._contrastive_loss(anchors, keys, acl._same_class(anchor_labels, key_labels), args.temperature,
-                                                    same_items=False)
-            cl.append(loss)
-        return [[m * loss / sum(model.exits) for m, loss in zip(model.exits, losses)] for losses in (ce, cl)]
-    train.compute_losses = compute_losses
-
-
 def best_teacher():
-    acl_cl_losses(lambda ce: min(range(len(ce)), key=lambda m: ce[m].item()), row_anchors=False)
+    train.pick_teacher = lambda ce: min(range(len(ce)), key=lambda m: ce[m].item())
 
 
 def row_anchors():
-    acl_cl_losses(lambda ce: len(ce) - 1, row_anchors=True)
+    plain = train.second_loss
+
+    def second_loss(args, m, teacher, pairs, logits, labels):
+        if args.method != "acl-cl" or m == teacher:
+            return plain(args, m, teacher, pairs, logits, labels)
+        anchors, anchor_labels = acl.with_label_embeddings(pairs[m][0], labels, pairs[m][1])
+        keys, key_labels = acl.with_label_embeddings(pairs[teacher][0].detach(), labels, pairs[teacher][1].detach())
+        guided = acl.contrastive_loss(anchors, keys, acl.same_class(anchor_labels, key_labels), args.temperature, same_items=False)
+        return guided + acl.acl_embed_loss(pairs[m][0], labels, pairs[m][1], args.temperature) if args.students_embed else guided
+    train.second_loss = second_loss
 
 
 def warm_up():
-    fill_gradients, steps = train.fill_gradients, iter(range(1, 10**9))
+    fill_gradients, load_checkpoint, done = train.fill_gradients, train.load_checkpoint, [0]
+
+    def loaded(*state):
+        step, *rest = load_checkpoint(*state)
+        done[0] = step                                                         # every run, resumed or new, says where it begins
+        return step, *rest
 
     def warmed(args, *tensors):
-        weight = args.weight * min(1.0, next(steps) / 100)
+        done[0] += 1
+        weight = args.weight * min(1.0, done[0] / 100)
         return fill_gradients(argparse.Namespace(**{**vars(args), "weight": weight}), *tensors)
-    train.fill_gradients = warmed
+    train.load_checkpoint, train.fill_gradients = loaded, warmed
 
 
 def own_teacher():
     def acl_cl_loss(student_h, teacher_h, labels, teacher_label_embeddings, temperature):
-        keys, key_labels = acl._with_label_embeddings(teacher_h.detach(), labels, teacher_label_embeddings.detach())
-        same = acl._same_class(labels, key_labels)                                          # (N, N + K)
+        keys, key_labels = acl.with_label_embeddings(teacher_h.detach(), labels, teacher_label_embeddings.detach())
+        same = acl.same_class(labels, key_labels)                                          # (N, N + K)
         own = torch.eye(*same.shape, dtype=torch.bool, device=same.device)
         own[:, len(labels):] = same[:, len(labels):]
-        return acl._contrastive_loss(student_h, keys, own, temperature, same_items=False)
+        return acl.contrastive_loss(student_h, keys, own, temperature, same_items=False)
     acl.acl_cl_loss = acl_cl_loss
 
 
 def rows_only():
     def acl_cl_loss(student_h, teacher_h, labels, teacher_label_embeddings, temperature):
         rows = teacher_label_embeddings.detach()
-        own = acl._same_class(labels, torch.arange(len(rows), device=labels.device))        # (N, K)
-        return acl._contrastive_loss(student_h, rows, own, temperature, same_items=False)
+        own = acl.same_class(labels, torch.arange(len(rows), device=labels.device))        # (N, K)
+        return acl.contrastive_loss(student_h, rows, own, temperature, same_items=False)
     acl.acl_cl_loss = acl_cl_loss
 
 
@@ -92,7 +88,9 @@ def shared_pooler():
             encoder.pooler = pooler
 
         def represent(self, hidden, token_mask):
-            return self.encoder.pooler(super().represent(hidden, token_mask)[:, None])      # it takes the first token: (N, 1, d)
+            mean = super().represent(hidden, token_mask).float()                            # (N, d)
+            with torch.autocast(hidden.device.type, enabled=False):                         # else h would be rounded to bf16
+                return self.encoder.pooler(mean[:, None])                                   # it takes the first token: (N, 1, d)
     exits.MultiExitBert = Pooled
 
 
