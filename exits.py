@@ -35,9 +35,9 @@ huggingface_hub.utils.logging.set_verbosity_error()
 
 
 class MultiExitBert(nn.Module):
-    """encoder: what AutoModel returns for BERT, MiniLM, RoBERTa (its layers must be `encoder.encoder.layer`).  exits: layer numbers
-    from 1, or "all" or "last"; the last layer must be among them, since it answers whatever is left.  pooling: "cls", the
-    encoder's pooler (dense + tanh on the first token), or "mean" of the tokens without it.  Raises InputError."""
+    """encoder: what AutoModel returns for BERT, MiniLM, RoBERTa (its layers must be `encoder.encoder.layer`).  exits: layer
+    numbers from 1, or "all" or "last"; the last layer must be among them, since it answers whatever is left.  pooling: "cls",
+    the encoder's pooler (dense + tanh on the first token), or "mean" of the tokens without it.  Raises InputError."""
 
     def __init__(self, encoder, num_labels, exits="all", pooling="cls"):
         super().__init__()

@@ -251,7 +251,8 @@ def _read_tsv(task, path, name):
                 row = dict(zip(header, cells))
                 label = row[spec.tsv_label] if is_labelled else None
                 if is_labelled and label not in spec.labels:
-                    raise InputError(f"{path}, line {reader.line_num}: label {label[:40]!r} is none of {', '.join(spec.labels)}")
+                    raise InputError(f"{path}, line {reader.line_num}: label {label[:40]!r} is none of "
+                                     + ", ".join(spec.labels))
                 rows.append((*(row[column] for column in spec.tsv_columns), spec.labels.index(label) if is_labelled else -1))
     except FileNotFoundError:
         raise InputError(f"{path} is missing; --data needs {spec.folder}/ with {name}.tsv in it") from None

@@ -8,8 +8,8 @@ no conflict, and an inner product that is not finite is one.  Pure functions on 
 
 What it costs.  A backward takes about as long as two forwards.  One graph, two gradients: (1 + 2 + 2) / (1 + 2) = 1.67 of
 a plain step, and no exact test over the parameters can do without the second backward, since it needs both gradients apart.
-`acl_grad` is that test.  `acl_grad_features` asks the same question at the representations h, where both gradients are nearly free, and
-then runs one backward: about 1.0 of a plain step, an approximation, and a decision for each exit by itself.
+`acl_grad` is that test.  `acl_grad_features` asks the same question at the representations h, where both gradients are
+nearly free, and then runs one backward: about 1.0 of a plain step, an approximation, and a decision for each exit by itself.
 
     python grad_surgery.py runs/rte_acl-grad_1               # the angles of finished runs: results/angles.py
 """
@@ -100,7 +100,7 @@ def acl_grad_features(ce_loss, cl_losses, h, weight, rule="discard"):
     among the entries of one tensor would reach the others, since backward multiplies it by 0.)  h: (M, N, d), of the same
     forward.  rule: observe, discard or weigh (project would need a gradient, not a factor).
     Adds to `.grad`, as any backward does: clear it before.  Returns a Conflict whose products hold one triple per exit and
-    whose cosine, angle and kept are means over the exits, each of which decides for itself: `kept` says how many did.
+    whose cosine, angle and kept are means over the exits, each of which decides for itself (discard: kept is their share).
     Raises ValueError for an unknown rule.
     """
     if rule not in RULES or rule == "project":

@@ -1024,6 +1024,28 @@ def command(*argv):
     return subprocess.run([sys.executable, *map(str, argv)], capture_output=True, text=True, check=True, cwd=ROOT).stdout
 
 
+@pytest.mark.parametrize("kind, room", [("bert", 64), ("roberta", 62)])
+def test_max_length_is_what_the_positions_hold(kind, room):
+    model = small_model(kind=kind).eval()
+    assert model.max_length == room
+    model(**small_batch(2, room, ragged=False))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(**small_batch(2, room + 1, ragged=False))
+
+
+def test_the_tripwire_sees_another_pooler():
+    encoder = small_model().encoder
+    forward = encoder.forward
+
+    def shifted(**batch):
+        out = forward(**batch)
+        out.pooler_output = out.pooler_output + 0.01
+        return out
+    encoder.forward = shifted
+    with pytest.raises(glue.InputError, match="walking the layers"):
+        exits.MultiExitBert(encoder, 2)
+
+
 def test_the_tripwires_own_words_survive_loading(demo_run, monkeypatch):
     """A transformers release that breaks the walk must not be called a torn run."""
     def trip(self):
@@ -1480,6 +1502,7 @@ BAD = {     # name: (main, folder -> arguments, word that the message must have)
     "weight above 1 for scl": (train.main, lambda f: ["--task", "demo", "--method", "scl", "--weight", "2"], "--weight"),
     "lr inf": (train.main, demo("--lr", "inf"), "--lr"),
     "max length 2": (train.main, demo("--max-length", "2"), "--max-length"),
+    "max length beyond the positions": (train.main, demo("--max-length", "129"), "128 positions"),
     "equal seeds": (train.main, demo("--seeds", "1", "1"), "--seeds"),
     "huge seed": (train.main, demo("--seeds", str(2**40)), "--seeds"),
     "conflict without a second loss": (train.main, lambda f: ["--task", "demo", "--method", "ce", "--conflict", "discard"], "--conflict"),
