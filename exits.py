@@ -18,12 +18,11 @@ import runpy
 from pathlib import Path
 
 import huggingface_hub
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import logging
 
@@ -272,20 +271,6 @@ def all_exits(model, split, device, keep_h=0, batch_size=64):
         h, logits[:, rows] = (x.cpu() for x in model(**split.batch(rows, device)))
         kept[:, rows[rows < keep_h]] = h[:, rows < keep_h]
     return kept, logits
-
-
-def load_model(folder, config):
-    """The trained model of a run, in eval mode, and its tokenizer.  Raises InputError."""
-    model_folder = Path(folder) / "model"
-    try:
-        encoder = AutoModel.from_config(AutoConfig.from_pretrained(model_folder), dtype=torch.float32)
-        model = MultiExitBert(encoder, config["num_labels"], config["exit_layers"], config["pooling"])
-        model.load_state_dict(safetensors.torch.load_file(model_folder / "model.safetensors"))
-        return model.eval(), AutoTokenizer.from_pretrained(model_folder)
-    except InputError:                                 # the tripwire above: another transformers
-        raise
-    except Exception as error:                         # torn or foreign in one of too many ways to list
-        raise InputError(f"{model_folder} does not hold this run's model ({type(error).__name__}); train it again") from None
 
 
 if __name__ == "__main__":

@@ -1012,7 +1012,7 @@ def test_demo_learns_and_depth_pays(demo_run):
 
 def test_stored_logits_are_the_models(demo_run):
     config, result, logits, labels = tradeoff.load_run(demo_run)
-    model, tokenizer = exits.load_model(demo_run, config)
+    model, tokenizer = tradeoff.load_model(demo_run, config)
     split = glue.load_task("demo", "unused")["dev"]
     split.tokenize(tokenizer, config["max_length"])
     _, again = exits.all_exits(model, split, torch.device("cpu"))
@@ -1052,7 +1052,7 @@ def test_the_tripwires_own_words_survive_loading(demo_run, monkeypatch):
         raise glue.InputError("walking the layers fails")
     monkeypatch.setattr(exits.MultiExitBert, "_check_layers", trip)
     with pytest.raises(glue.InputError, match="^walking the layers fails$"):
-        exits.load_model(demo_run, tradeoff.load_run(demo_run)[0])
+        tradeoff.load_model(demo_run, tradeoff.load_run(demo_run)[0])
 
 
 def test_exits_command(demo_run):

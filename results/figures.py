@@ -29,7 +29,7 @@ import exits
 import glue
 from glue import InputError
 from tables import read_tradeoff
-from tradeoff import at_speedup, load_run, read_csv
+from tradeoff import at_speedup, load_model, load_run, read_csv
 from train import METHODS
 
 # Okabe and Ito's colours, which can be told apart with any colour vision.
@@ -167,7 +167,7 @@ def space(args):
         start = str([config[name] for name in ("task", "model", "pooling", "exit_layers", "seed")])
         if start not in before:                                             # runs of one seed start from one model
             before[start] = (f"before training, seed {config['seed']}", config, dev, *untrained(config))
-        after.append((f"{config['method']}, seed {config['seed']}", config, dev, *exits.load_model(folder, config)))
+        after.append((f"{config['method']}, seed {config['seed']}", config, dev, *load_model(folder, config)))
     panels = [*before.values(), *after]
     figure, all_axes = plt.subplots(1, len(panels), figsize=(2.7 * len(panels), 3.4), squeeze=False)
     for axes, panel in zip(all_axes.flat, panels):

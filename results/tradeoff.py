@@ -18,11 +18,12 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import glue
-from exits import RULES, early_exit, exit_indices, load_model, make_rule, normalised_entropy
+from exits import RULES, MultiExitBert, early_exit, exit_indices, make_rule, normalised_entropy
 from glue import InputError, reason
 
 
@@ -43,6 +44,20 @@ def load_run(folder):
     except Exception as error:                         # torn or foreign in one of too many ways to list
         raise InputError(f"{folder} is torn ({reason(error)[:100]}); train it again") from None
     return config, result, logits, labels
+
+
+def load_model(folder, config):
+    """The trained model of a run, in eval mode, and its tokenizer.  Raises InputError."""
+    model_folder = Path(folder) / "model"
+    try:
+        encoder = AutoModel.from_config(AutoConfig.from_pretrained(model_folder), dtype=torch.float32)
+        model = MultiExitBert(encoder, config["num_labels"], config["exit_layers"], config["pooling"])
+        model.load_state_dict(safetensors.torch.load_file(model_folder / "model.safetensors"))
+        return model.eval(), AutoTokenizer.from_pretrained(model_folder)
+    except InputError:                                 # MultiExitBert's tripwire: another transformers
+        raise
+    except Exception as error:                         # torn or foreign in one of too many ways to list
+        raise InputError(f"{model_folder} does not hold this run's model ({type(error).__name__}); train it again") from None
 
 
 def trade_off(logits, labels, layers, metric):
