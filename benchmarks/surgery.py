@@ -13,6 +13,7 @@ import argparse
 import csv
 import ctypes
 import random
+import re
 import statistics
 import sys
 import time
@@ -295,14 +296,15 @@ def wait(device):
         torch.cuda.synchronize()
 
 
-def runnable(model, batch, contestants):
-    """The contestants that get through a step here; the others are named.  (vmap does not know every kernel.)"""
+def peaks(model, batch, contestants, device):
+    """{name: peak_memory} of the contestants that get through a step here; the others are named.  (vmap does not know every
+    kernel.)"""
     able = {}
     for name, gradient in contestants.items():
-        model.zero_grad(set_to_none=True)
         try:
-            step(model, batch, gradient, 0)
-            able[name] = gradient
+            model.zero_grad(set_to_none=True)
+            step(model, batch, gradient, 0)                     # what is set up once shall not count
+            able[name] = peak_memory(model, batch, gradient, device)
         except (RuntimeError, NotImplementedError) as error:
             print(f"{name}: left out, {type(error).__name__}: {str(error).strip().splitlines()[0][:80]}")
     return able
@@ -311,8 +313,6 @@ def runnable(model, batch, contestants):
 # ----------------------------------------------------------------------------------------------------------------- main
 
 YARDSTICKS = ("forward and losses only", "plain CE", "plain sum")
-OURS = [*YARDSTICKS, *(name for name in CONTESTANTS if "acl_grad" in name)]
-QUICK = ["forward and losses only", "plain sum", "acl_grad discard", "acl_grad_features discard"]
 
 
 def main(argv=None):
@@ -324,8 +324,8 @@ def main(argv=None):
     p.add_argument("--exits", default="last", choices=("all", "last"))
     p.add_argument("--rounds", type=int, default=10, help="timed steps of each contestant (%(default)s)")
     p.add_argument("--threads", type=int, help="CPU threads (PyTorch's choice)")
-    p.add_argument("--ours", action="store_true", help="without the peers and their check: yardsticks and acl_grad alone")
-    p.add_argument("--quick", action="store_true", help="the forward, the plain sum, discard at both gates: for steps of half a minute")
+    p.add_argument("--only", metavar="PATTERN", help="beside the yardsticks those whose name matches, a regular expression; without "
+                   "the check of equal gradients")
     p.add_argument("--csv", help="also write the table to this file")
     args = p.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -347,10 +347,11 @@ def main(argv=None):
     for batch_size in args.batch_size:
         tokens = torch.randint(config.vocab_size, (batch_size, args.length)).to(device)
         batch = tokens, (torch.arange(batch_size) % NUM_LABELS).to(device)
-        names = QUICK if args.quick else OURS if args.ours else CONTESTANTS
-        chosen = {name: CONTESTANTS[name] for name in names}
-        contestants = runnable(model, batch, chosen)
-        if not checked and not (args.ours or args.quick):                                         # equal at one batch size is equal at all
+        chosen = {name: gradient for name, gradient in CONTESTANTS.items()
+                  if name in YARDSTICKS or re.search(args.only or "", name)}
+        peak_mb = peaks(model, batch, chosen, device)
+        contestants = {name: chosen[name] for name in peak_mb}
+        if not checked and not args.only:             # equal at one batch size is equal at all
             all_equal, checked = check(model, [x[:8] for x in batch], contestants), True
         seconds, seen = clock(model, batch, contestants, args.rounds, device)
         plain = statistics.median(seconds["plain sum"])
@@ -359,7 +360,7 @@ def main(argv=None):
               f"{'contestant':28}{'median ms':>10}{'min ms':>10}{'ratio':>8}{'peak MB':>10}"
               f"{'conflicts':>11}{'agree':>8}")
         for name in contestants:
-            median, peak = statistics.median(seconds[name]), peak_memory(model, batch, contestants[name], device)
+            median, peak = statistics.median(seconds[name]), peak_mb[name]
             # agree: rounds in which it decided as acl_grad discard did (features: with the share of the exits).
             conflicts = agree = None
             if None not in seen[name] and "acl_grad discard" in seen:
