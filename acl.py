@@ -41,9 +41,8 @@ def acl_embed_loss(h, labels, label_embeddings, temperature):
 
         items x = {h_1 .. h_N, l_1 .. l_K}, labels {y_1 .. y_N, 1 .. K}, then L_SCL over the N + K items
 
-    h (N, d); labels (N,) int64 in 0..K-1; label_embeddings (K, d), the classifier's weight rows: pass them attached, the
-    gradient is meant to flow into them.
-    Every sample has a positive, its own label's row, so a batch of one is fine.  A row is an anchor as well.
+    h (N, d); labels (N,) int64 in 0..K-1; label_embeddings (K, d), the classifier's weight rows, attached: gradient shall flow
+    into them.  Every sample has a positive, its own label's row, so a batch of one is fine.  A row is an anchor as well.
 
     Example: labels [0, 0], K = 3.  The items' labels are [0, 0, 0, 1, 2]: rows 1 and 2 have no positive, so they are no
     anchors (nothing to move towards), but stay in every denominator: the samples are pushed away from them.
@@ -72,8 +71,8 @@ def acl_cl_loss(student_h, teacher_h, labels, teacher_label_embeddings, temperat
 
     student_h (N, d) of exit m; teacher_h (N, d) of the deepest exit M; labels (N,) int64 in 0..K-1;
     teacher_label_embeddings (K, d).  The sample's own teacher vector is a positive.  Nothing flows into the teacher: both
-    of its tensors are detached here.  To change what guides the students, change the keys below, or who of them is
-    positive (results/variants.py does both).
+    of its tensors are detached here (acl_grad_features relies on it).  To change what guides the students, change the keys
+    below, or who of them is positive (results/variants.py does both); keys of another exit: train.second_loss.
     """
     _check(temperature, labels, teacher_label_embeddings, student_h=student_h, teacher_h=teacher_h)
     keys, key_labels = with_label_embeddings(teacher_h.detach(), labels, teacher_label_embeddings.detach())   # (N + K, d)
@@ -89,8 +88,7 @@ def kd_loss(student_logits, teacher_logits, temperature):
     """
     _check(temperature, labels=None)
     if student_logits.shape != teacher_logits.shape or student_logits.dim() != 2:
-        raise ValueError(f"student_logits and teacher_logits must both be (N, K), not {tuple(student_logits.shape)} and "
-                         f"{tuple(teacher_logits.shape)}")
+        raise ValueError(f"student_logits, teacher_logits must be (N, K), not {student_logits.shape}, {teacher_logits.shape}")
     log_student = F.log_softmax(student_logits.float() / temperature, dim=-1)               # (N, K)
     log_teacher = F.log_softmax(teacher_logits.detach().float() / temperature, dim=-1)      # (N, K)
     return temperature**2 * F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
@@ -136,8 +134,7 @@ def same_class(anchor_labels, key_labels):
 
 
 def contrastive_loss(anchors, keys, positive, temperature, same_items):
-    """The formula at the top.  anchors (A, d), keys (B, d), positive (A, B) bool; same_items: keys are the anchors, so leave
-    a = b out."""
+    """The formula at the top.  anchors (A, d), keys (B, d), positive (A, B) bool; same_items: keys = anchors, without a = b."""
     # Under autocast the product below would run in bf16, whose 8 bits are too coarse for exp(cosine / 0.01).
     with torch.autocast(anchors.device.type, enabled=False):
         similarity = _unit(anchors) @ _unit(keys).T / temperature                           # (A, B)
@@ -154,8 +151,7 @@ def contrastive_loss(anchors, keys, positive, temperature, same_items):
 
 
 def _unit(x):
-    """Rows of x (A, d) at length 1, float32.  A zero row has no direction: it stays 0 and gets gradient 0, where
-    F.normalize's eps would hand it a gradient of 1e12."""
+    """Rows of x (A, d) at length 1, float32.  A zero row stays 0 with gradient 0; F.normalize's eps would make that 1e12."""
     length = x.float().norm(dim=-1, keepdim=True)                                           # (A, 1)
     return x.float() / length.masked_fill(length == 0, float("inf"))
 

@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import nn
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizer
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import logging
 
-from glue import InputError, reason
+from glue import InputError, demo_rows, reason
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -51,9 +51,8 @@ class MultiExitBert(nn.Module):
         positions = encoder.embeddings.position_embeddings
         first = 0 if positions.padding_idx is None else positions.padding_idx + 1           # RoBERTa counts them from 2
         self.max_length = positions.num_embeddings - first                    # tokens
-        width = encoder.config.hidden_size
         self.dropout = nn.Dropout(encoder.config.hidden_dropout_prob)
-        self.classifiers = nn.ModuleList(nn.Linear(width, num_labels) for _ in self.exits)
+        self.classifiers = nn.ModuleList(nn.Linear(encoder.config.hidden_size, num_labels) for _ in self.exits)
         for classifier in self.classifiers:                                   # as BERT initialises every linear layer
             nn.init.normal_(classifier.weight, std=0.02)
             nn.init.zeros_(classifier.bias)
@@ -117,7 +116,7 @@ class MultiExitBert(nn.Module):
         except Exception as error:                     # no such attribute, other arguments, a tuple where a tensor was, ..
             raise InputError(f"walking the layers of this {encoder.config.model_type} model as BERT's fails ({reason(error)}; "
                              f"transformers {transformers.__version__}); use BERT, MiniLM, RoBERTa or a kin, or adapt "
-                             "exits.py: embed and the two loops of layer(hidden, mask)") from error
+                             "exits.py: embed and the three loops of layer(hidden, mask)") from error
         encoder.train()
 
 
@@ -126,12 +125,12 @@ def parse_exits(exits, num_layers):
     if exits in ("all", "last"):
         return list(range(1, num_layers + 1)) if exits == "all" else [num_layers]
     try:
-        numbers = sorted({int(number) for number in (exits.split(",") if isinstance(exits, str) else exits)})
+        layers = sorted({int(number) for number in (exits.split(",") if isinstance(exits, str) else exits)})
     except ValueError:
-        raise InputError(f"exits must be all, last or layer numbers such as 3,6,{num_layers}, not {exits!r}") from None
-    if not numbers or numbers[0] < 1 or numbers[-1] != num_layers:
-        raise InputError(f"exits {exits} do not fit a model of {num_layers} layers: numbers from 1, {num_layers} among them")
-    return numbers
+        layers = []
+    if not layers or layers[0] < 1 or layers[-1] != num_layers:
+        raise InputError(f"exits must be all, last or layers from 1 to {num_layers}, {num_layers} among them, not {exits!r}")
+    return layers
 
 
 def load_encoder(name):
@@ -142,8 +141,7 @@ def load_encoder(name):
         encoder, info = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:                         # offline, no such id, a torn file: the library's errors have many names
-        raise InputError(f"cannot load model {name} ({reason(error)}); without network use --model FOLDER, or --task demo"
-                         ) from None
+        raise InputError(f"cannot load model {name} ({reason(error)}); offline use --model FOLDER, or --task demo") from None
     missing = sorted(info["missing_keys"])
     if any("pooler" not in key for key in missing):
         raise InputError(f"model {name} lacks weights of its own architecture, first {missing[0]}")
@@ -154,17 +152,20 @@ def load_encoder(name):
     return encoder, tokenizer
 
 
-def demo_encoder(vocab_size):
-    """The demo task's BERT, 4 layers, untrained: everything in it is new."""
-    encoder = BertModel(BertConfig(vocab_size=vocab_size, hidden_size=64, num_hidden_layers=4, num_attention_heads=4,
+def demo_encoder():
+    """The demo task's BERT, 4 layers, untrained (everything in it is new), and a tokenizer of the demo's words alone."""
+    words = sorted({word for row in demo_rows(2000) for sentence in row[:2] for word in sentence.split()})
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
+    encoder = BertModel(BertConfig(vocab_size=len(vocabulary), hidden_size=64, num_hidden_layers=4, num_attention_heads=4,
                                    intermediate_size=256, max_position_embeddings=128, initializer_range=0.1,
                                    hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
     encoder.pooler_is_new = True
-    return encoder
+    return encoder, BertTokenizer(vocab=vocabulary)
 
 
 # ------------------------------------------------------------------------------------------------- rules: who may leave now
 # A rule sees the logits (m, n, K) of the m exits passed so far and n inputs still inside, and returns (n,) bool: leave now.
+# functools.partial(entropy, threshold=0.3) fills in its settings.
 
 def normalised_entropy(logits):
     """H(p) / log K in 0..1 of logits (..., K).  From log_softmax: softmax and log give NaN from a gap of 104 on."""
@@ -183,7 +184,7 @@ def confidence(logits, threshold):
 
 
 def patience(logits, patience):
-    """Leave when `patience` exits after one another predict again what the exit before them did (PABEE, arXiv 2006.04152).
+    """Leave when `patience` >= 1 exits in a row predict again what the exit before them did (PABEE, arXiv 2006.04152).
 
     >>> patience(torch.tensor([[[1.0, 0.0]], [[2.0, 0.0]], [[3.0, 0.0]]]), patience=2)      # three exits, one row
     tensor([True])
@@ -193,35 +194,15 @@ def patience(logits, patience):
 
 
 def pcee(logits, threshold, patience):
-    """Leave when H(p)/log K <= threshold for `patience` exits in a row (PCEE-BERT, second-hand)."""
+    """Leave when H(p)/log K <= threshold for `patience` >= 1 exits in a row (PCEE-BERT, second-hand)."""
     return (normalised_entropy(logits[-patience:]) <= threshold).all(dim=0) & (len(logits) >= patience)
-
-
-RULES = {"entropy": (entropy, ("threshold",)), "confidence": (confidence, ("threshold",)),
-         "patience": (patience, ("patience",)), "pcee": (pcee, ("threshold", "patience"))}
-
-
-def make_rule(rule, threshold=None, patience=None):
-    """RULES[rule] with its settings filled in: logits -> (n,) bool.  Raises InputError for settings that make no sense."""
-    if rule not in RULES:
-        raise InputError(f"unknown rule {rule!r}; choose one of {', '.join(RULES)}")
-    function, names = RULES[rule]
-    given = {"threshold": threshold, "patience": patience}
-    if "threshold" in names and (threshold is None or not 0 <= threshold <= 1):
-        raise InputError(f"rule {rule} needs a threshold from 0 to 1, not {threshold}")
-    if "patience" in names and (not isinstance(patience, int) or patience < 1):
-        raise InputError(f"rule {rule} needs a patience of 1 or more exits, not {patience}")
-    return lambda logits: function(logits, **{name: given[name] for name in names})
 
 
 def exit_indices(logits, rule):
     """Who would leave where, from stored logits (M, R, K) of all exits: (R,) int64, index 0..M-1 into the exits."""
     index = torch.full(logits.shape[1:2], len(logits) - 1)                    # the deepest exit always answers
-    inside = torch.ones(logits.shape[1], dtype=torch.bool)
-    for m in range(len(logits) - 1):
-        leave = rule(logits[:m + 1]) & inside
-        index[leave] = m
-        inside &= ~leave
+    for m in reversed(range(len(logits) - 1)):                                # so that the shallowest has the last word
+        index[rule(logits[:m + 1])] = m
     return index
 
 
@@ -229,9 +210,9 @@ def exit_indices(logits, rule):
 def early_exit(model, batch, rule):
     """Walk the layers; after each exit drop the rows that leave, so that the rest of the walk costs less.
 
-    model: in eval mode, or dropout decides with; batch: dict of (N, L) tensors; rule: from make_rule, or None (nobody leaves
-    early and only the deepest exit is computed: the full model, to compare with).  Returns logits (N, K) and exit layer (N,),
-    from 1, in the order of the input.
+    model: in eval mode, or dropout decides with; batch: dict of (N, L) tensors; rule: logits -> (n,) bool, or None (nobody
+    leaves early and only the deepest exit is computed: the full model, to compare with).  Returns logits (N, K) and exit
+    layer (N,), from 1, in the order of the input.
 
     Example: rows 0, 1, 2 are inside and row 1 leaves.  `stay` is [True, False, True]; hidden (3, L, d) becomes (2, L, d), and
     the mask and the exits' logits so far must lose the same row, or row 2 would go on under the mask of row 1.

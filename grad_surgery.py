@@ -6,10 +6,9 @@ g_CL in the code is g_ACL: the gradient of the second loss, whichever it is (CL:
 Our reading where the paper is silent: the inner product runs over the parameters that *both* losses reach, a tie at 0 is
 no conflict, and an inner product that is not finite is one.  Pure functions on tensors: copy them as they stand.
 
-What it costs.  A backward takes about as long as two forwards.  One graph, two gradients: (1 + 2 + 2) / (1 + 2) = 1.67 of
-a plain step, and no exact test over the parameters can do without the second backward, since it needs both gradients apart.
-`acl_grad` is that test.  `acl_grad_features` asks the same question at the representations h, where both gradients are
-nearly free, and then runs one backward: about 1.0 of a plain step, an approximation, and a decision for each exit by itself.
+What it costs.  A backward takes two forwards.  `acl_grad` needs both gradients apart, so two backwards of one graph:
+(1 + 2 + 2) / (1 + 2) = 1.67 of a plain step.  `acl_grad_features` asks the same at the representations h, where both are nearly
+free, and then runs one backward: about 1.0 of a plain step, an approximation, and a decision for each exit by itself.
 
     python grad_surgery.py runs/rte_acl-grad_1               # the angles of finished runs: results/angles.py
 """
@@ -21,7 +20,7 @@ from typing import NamedTuple
 
 import torch
 
-# A new rule: a line here and a branch in _decide.
+# A new rule: a line here and a branch in _decide (and what acl_grad_features and train.py say of project, if it is like that).
 RULES = {
     "observe": "keep everything: the plain sum, its angle measured (the paper's pilot)",
     "discard": "drop the contrastive gradient on conflict (the paper's ACL-Grad)",
@@ -42,15 +41,14 @@ class Conflict(NamedTuple):
     products: list
 
 
-def acl_grad(ce_loss, cl_loss, parameters, weight, rule="discard", average=None):
+def acl_grad(ce_loss, cl_loss, parameters, weight, rule="discard", average=lambda gradient: gradient):
     """Set `.grad` of all parameters to g_CE + weight * (what the rule leaves of g_CL), and say what was seen.
 
     ce_loss, cl_loss: scalars from ONE forward.  (Two forwards would have two sets of dropout masks, whose gradients
     cannot be compared.)  The graph is freed.  parameters: an iterable of leaf tensors; weight: lambda >= 0; rule: one of
-    RULES.  Returns a Conflict.  `.grad` is replaced, not added to: to accumulate, sum the losses before.  A parameter that
-    neither loss reaches gets None, so that AdamW leaves it alone; one that only the dropped loss reaches does as well.
+    RULES, else ValueError.  Returns a Conflict.  `.grad` is replaced, not added to: to accumulate, sum the losses before.  A
+    parameter that no loss (or only the dropped one) reaches gets None, so that AdamW leaves it alone.
     average: with several processes, gradient -> its mean over them, taken before the test so that all decide alike.
-    Raises ValueError for an unknown rule.
 
     Example: g_CE = (1, 0) and g_CL = (-1, 1) meet at 135 degrees.  With weight 1 `discard` gives (1, 0), `project` removes
     (-1, 0) and gives (1, 1), `weigh` gives (1, 0), `observe` (0, 1).
@@ -63,31 +61,26 @@ def acl_grad(ce_loss, cl_loss, parameters, weight, rule="discard", average=None)
     if rule not in RULES:
         raise ValueError(f"rule must be one of {', '.join(RULES)}, not {rule!r}")
     parameters = [p for p in parameters if p.requires_grad]
-    g_ce = torch.autograd.grad(ce_loss, parameters, retain_graph=True, allow_unused=True)
-    g_cl = torch.autograd.grad(cl_loss, parameters, allow_unused=True)
-    if average is not None:
-        g_ce, g_cl = [average(g) for g in g_ce], [average(g) for g in g_cl]
+    g_ce = [average(g) for g in torch.autograd.grad(ce_loss, parameters, retain_graph=True, allow_unused=True)]
+    g_cl = [average(g) for g in torch.autograd.grad(cl_loss, parameters, allow_unused=True)]
 
     # Why only shared parameters: the classifier's bias gets no contrastive gradient, the dot there is 0, and its length
     # in the cosine's denominator would bend every angle towards 90 degrees.
     shared = [a is not None and b is not None for a, b in zip(g_ce, g_cl)]
     flat = [(a.flatten(), b.flatten()) for a, b, both in zip(g_ce, g_cl, shared) if both]   # views, mostly: no flat copy
     triples = [torch.stack([a.dot(b), a.dot(a), b.dot(b)]) for a, b in flat]
-    # The only wait for the device in this function: (P, 3) numbers, P the number of shared tensors.
-    products = iter(torch.stack(triples).double().tolist() if triples else [])
-    products = [next(products) if both else None for both in shared]
+    found = iter(torch.stack(triples).double().tolist() if triples else [])                 # the only wait for the device
+    products = [next(found) if both else None for both in shared]
     conflict, along_ce, along_cl = _decide(products, rule)
 
     taken = set()
     own = [a if a is None else _own(a, taken) for a in g_ce]     # before the first is changed in place
-    for p, a, b, both in zip(parameters, own, g_cl, shared):
+    for p, a, b in zip(parameters, own, g_cl):
         p.grad = a
-        if a is None and b is not None and along_cl:
-            p.grad = b * (weight * along_cl)
-        if both and along_cl:                        # never 0 * g_CL: 0 * NaN is NaN
-            if along_ce:
-                p.grad.mul_(1 + weight * along_ce)
-            p.grad.add_(b, alpha=weight * along_cl)
+        if b is not None and along_cl:               # never 0 * g_CL: 0 * NaN is NaN
+            if a is not None and along_ce:
+                a.mul_(1 + weight * along_ce)
+            p.grad = b * (weight * along_cl) if a is None else a.add_(b, alpha=weight * along_cl)
     return conflict
 
 
@@ -98,10 +91,9 @@ def acl_grad_features(ce_loss, cl_losses, h, weight, rule="discard"):
 
     ce_loss: scalar.  cl_losses: list of M scalars, exit m's contrastive term, reaching h only through h[m].  (A list: a NaN
     among the entries of one tensor would reach the others, since backward multiplies it by 0.)  h: (M, N, d), of the same
-    forward.  rule: observe, discard or weigh (project would need a gradient, not a factor).
+    forward.  rule: observe, discard or weigh, else ValueError (project would need a gradient, not a factor).
     Adds to `.grad`, as any backward does: clear it before.  Returns a Conflict whose products hold one triple per exit and
     whose cosine, angle and kept are means over the exits, each of which decides for itself (discard: kept is their share).
-    Raises ValueError for an unknown rule.
     """
     if rule not in RULES or rule == "project":
         raise ValueError(f"rule must be observe, discard or weigh, not {rule!r}")
@@ -110,12 +102,10 @@ def acl_grad_features(ce_loss, cl_losses, h, weight, rule="discard"):
     g_cl, = torch.autograd.grad(sum(cl_losses), h, retain_graph=True)                      # (M, N, d)
     products = torch.stack([(g_ce * g_cl).sum((1, 2)), (g_ce * g_ce).sum((1, 2)), (g_cl * g_cl).sum((1, 2))], dim=1)
     products = products.double().tolist()                                    # (M, 3), and the only wait for the device
-    decisions = [_decide([triple], rule) for triple in products]
-    factors = [along_cl for _, _, along_cl in decisions]
+    seen, _, factors = zip(*(_decide([triple], rule) for triple in products))
     # Dropped terms are left out of the sum, not multiplied by 0, so that a NaN among them stays out.
-    total = ce_loss + weight * sum(factor * term for factor, term in zip(factors, cl_losses) if factor)
-    total.backward()
-    means = [sum(column) / len(decisions) for column in zip(*(seen[:3] for seen, _, _ in decisions))]   # cosine, angle, kept
+    (ce_loss + weight * sum(factor * term for factor, term in zip(factors, cl_losses) if factor)).backward()
+    means = [sum(column) / len(seen) for column in zip(*(conflict[:3] for conflict in seen))]        # cosine, angle, kept
     return Conflict(*means, products)
 
 

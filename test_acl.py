@@ -509,7 +509,7 @@ SETTINGS = [("entropy", 0.7, 0), ("entropy", 1.0, 0), ("entropy", 0.0, 0), ("con
 def test_rules_equal_the_slow_version(name, threshold, patience):
     torch.manual_seed(4)
     logits = 2 * torch.randn(5, 60, 3)
-    index = exits.exit_indices(logits, exits.make_rule(name, threshold, patience or None))
+    index = exits.exit_indices(logits, tradeoff.make_rule(name, threshold, patience or None))
     assert index.tolist() == [slow_exit(logits[:, i].tolist(), name, threshold, patience) for i in range(60)]
     expected = {("entropy", 1.0, 0): {0}, ("entropy", 0.0, 0): {4}, ("confidence", 0.0, 0): {0}, ("patience", 0, 9): {4},
                 ("pcee", 1.0, 1): {0}, ("pcee", 1.0, 4): {3}}.get((name, threshold, patience))
@@ -528,7 +528,7 @@ def test_early_exit_equals_stored_logits_and_one_by_one(kind, exits_at, pooling,
     batch = small_batch(1 if case == "one row" else 12, 9, ragged=case == "ragged")
     if case == "no mask":
         del batch["attention_mask"]
-    rule = exits.make_rule(name, threshold, patience or None)
+    rule = tradeoff.make_rule(name, threshold, patience or None)
     logits, layer = exits.early_exit(model, batch, rule)
     with torch.no_grad():
         _, stored = model(**batch)
@@ -549,7 +549,7 @@ def test_finished_rows_are_dropped():
     seen = []
     for layer in model.encoder.encoder.layer:
         layer.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
-    _, layer = exits.early_exit(model, batch, exits.make_rule("entropy", 0.7))
+    _, layer = exits.early_exit(model, batch, tradeoff.make_rule("entropy", 0.7))
     assert seen == [n for n in ((layer >= m).sum().item() for m in range(1, 6)) if n] and len(set(seen)) > 2
     seen.clear()
     exits.early_exit(model, batch, None)
@@ -697,7 +697,7 @@ def test_examples_say_what_the_exit_said(tmp_path):
     demo_run = tiny_run(tmp_path)
     assert tradeoff.main([str(demo_run), "--examples", "--rule", "patience", "--patience", "1"]) == 0
     _, _, logits, labels = tradeoff.load_run(demo_run)
-    index = exits.exit_indices(logits, exits.make_rule("patience", patience=1))
+    index = exits.exit_indices(logits, tradeoff.make_rule("patience", patience=1))
     lines = [line.split("\t") for line in (demo_run / "examples.tsv").read_text().splitlines()[1:]]
     said = logits[index, torch.arange(500)].softmax(-1)
     assert [line[1] for line in lines] == [f"{p:.4f}" for p in said.amax(-1).tolist()]
@@ -835,7 +835,7 @@ def test_demo_task_is_honest():
     assert not train_rows & set(zip(*splits["dev"].texts))
     for split in splits.values():
         assert split.labels.double().mean() == 0.5
-    vocabulary = glue.demo_tokenizer()
+    vocabulary = exits.demo_encoder()[1]
     assert vocabulary.unk_token_id not in vocabulary(*splits["dev"].texts[:1])["input_ids"][0]
     # a bag of words, by logistic regression on the counts of both sentences' words: better than a guess, far from enough
     def bags(split):
@@ -1119,11 +1119,11 @@ def test_variants_change_what_they_say(change, tmp_path, monkeypatch):
 REAL_ENCODER = exits.demo_encoder
 
 
-def noisy_encoder(vocab_size):
+def noisy_encoder():
     """The demo's encoder, but with dropout before the classifiers: else no test would see dropout's seeds."""
-    encoder = REAL_ENCODER(vocab_size)
+    encoder, tokenizer = REAL_ENCODER()
     encoder.config.hidden_dropout_prob = 0.1
-    return encoder
+    return encoder, tokenizer
 
 
 def child(argv):
@@ -1391,14 +1391,14 @@ def test_finish_by_hand(tmp_path):
     logits = torch.stack([F.one_hot(torch.tensor([0, 1, 2, 1]), 3), F.one_hot(torch.tensor([0, 1, 1, 1]), 3)]).float()
     scores = [{"accuracy": 75.0}, {"accuracy": 50.0}]
     dev = {"dev_matched": (logits, scores), "dev_mismatched": (logits.clone(), [{"accuracy": 1.0}, {"accuracy": 2.0}])}
-    logs = {"exits.csv": [["epoch", "split", "exit_layer", "accuracy"], [1, "dev_matched", 1, "99"], [1, "dev_matched", 2, "40"],
-                          [2, "dev_matched", 1, "75"], [2, "dev_matched", 2, "60"], [2, "dev_mismatched", 2, "98"],
-                          [3, "dev_matched", 2, "50"]],
-            "steps.csv": [["step", "epoch", "ce_loss", "cl_loss", "cosine", "angle", "kept", "lr"]] + [
-                [1, 1, "", "", *seen, ""] for seen in (("0.0", "90.000", "1.0000"), ("nan", "nan", "0.0000"),
-                                                       ("-0.5", "120.000", "0.0000"), ("0.1", "84.261", "1.0000"), ("", "", ""))]}
+    logs = {"exits.csv": [dict(zip(("epoch", "split", "exit_layer", "accuracy"), row)) for row in (
+                (1, "dev_matched", 1, "99"), (1, "dev_matched", 2, "40"), (2, "dev_matched", 1, "75"),
+                (2, "dev_matched", 2, "60"), (2, "dev_mismatched", 2, "98"), (3, "dev_matched", 2, "50"))],
+            "steps.csv": [dict(zip(("cosine", "angle", "kept"), row)) for row in (
+                ("0.0", "90.000", "1.0000"), ("nan", "nan", "0.0000"), ("-0.5", "120.000", "0.0000"),
+                ("0.1", "84.261", "1.0000"), ("", "", ""))]}
     (tmp_path / "checkpoint.pt").write_bytes(b"")
-    result = train.finish(args, 1, splits, model, glue.demo_tokenizer(), torch.device("cpu"), tmp_path, dev, logs, 6, 3.0)
+    result = train.finish(args, 1, splits, model, exits.demo_encoder()[1], torch.device("cpu"), tmp_path, dev, logs, 6, 3.0)
     assert result == json.loads((tmp_path / "result.json").read_text()) and not (tmp_path / "checkpoint.pt").exists()
     assert result["score"] == 50 and result["exit_scores"] == [75, 50] and result["mean_exit_score"] == 62.5
     assert result["dev"] == {"dev_matched": {"accuracy": 50}, "dev_mismatched": {"accuracy": 2}}
@@ -1421,7 +1421,8 @@ def test_geometry_is_each_exits_own():
     assert dev["dev"][1] == [{"accuracy": glue.accuracy(z.argmax(-1), split.labels)} for z in logits]
     for m, row in enumerate(rows):
         geometry = acl.geometry(h[m], split.labels, model.classifiers[m].weight.detach())
-        assert row == ["dev", m + 1, f"{dev['dev'][1][m]['accuracy']:.4f}", *(f"{value:.4f}" for value in geometry.values())]
+        numbers = {name: f"{value:.4f}" for name, value in (dev["dev"][1][m] | geometry).items()}
+        assert row == {"split": "dev", "exit_layer": m + 1, **numbers}
 
 
 
@@ -1569,7 +1570,7 @@ def test_no_network_names_the_ways_out(tmp_path, capsys, monkeypatch):
                                   RTE_ROW + "entailment\n1\t\0\0\tB\tnot_entailment\n", RTE_ROW + "entailment\n1\t\t\tnot_entailment"])
 def test_odd_but_valid_rows_are_read(text, tmp_path):
     splits = glue.load_task("rte", write_download(tmp_path, "rte", train=text))
-    splits["train"].tokenize(glue.demo_tokenizer(), 64)
+    splits["train"].tokenize(exits.demo_encoder()[1], 64)
     assert splits["train"].labels.tolist() == [0, 1] and splits["train"].lengths.max() <= 64
 
 

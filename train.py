@@ -7,7 +7,7 @@
 
 Each seed leaves runs/<task>_<method>_<seed>/:
     config.json   every option, the seed, versions       steps.csv    a line a step: both losses, cosine, angle, kept
-    exits.csv     a line an epoch and exit: dev scores   groups.csv   --conflict-groups: a line a step and group
+    exits.csv     an epoch and exit: scores, geometry    groups.csv   --conflict-groups: a line a step and group
     dev_logits.safetensors   every exit's dev logits     model/       weights, encoder config, tokenizer
     RTE.tsv ..    --predict: GLUE's submission           result.json  what the last epoch scored, the time it took
 While it runs: checkpoint.pt, and the CSVs as of that checkpoint.
@@ -31,7 +31,6 @@ from pathlib import Path
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")    # cuBLAS sums in a fixed order only with this
 
-import safetensors
 import safetensors.torch
 import torch
 import torch.distributed as dist
@@ -61,8 +60,7 @@ METHODS = {
 # What differs between tasks: epochs, and the encoder's learning rate (second-hand: 2e-5, RTE 5e-5; demo: from nothing).
 EPOCHS = {"demo": 8, "rte": 8, "mrpc": 5, "cola": 5, "wnli": 5}
 LR = {"demo": 1e-3, "rte": 5e-5}
-GEOMETRY = ("label_cosine", "alignment", "uniformity")          # columns of exits.csv, see acl.geometry
-GEOMETRY_ROWS = 2000                                            # it looks at all pairs of rows, and QQP's dev has 40,000
+GEOMETRY_ROWS = 2000                      # acl.geometry looks at all pairs of rows, and QQP's dev has 40,000
 
 
 def parse_args(argv=None):
@@ -87,13 +85,11 @@ def parse_args(argv=None):
     add("--temperature", type=float, help="tau of that term (0.5; kd: 2)")
     add("--conflict", choices=["none", *grad_surgery.RULES], metavar="RULE", help="none: one backward of the sum; observe: the "
         "same sum, angle measured;\ndiscard, project, weigh (discard for acl-grad and acl-cl, else none)")
-    add("--conflict-at", choices=("parameters", "features"), default="parameters", help="where the gradients meet: exact, "
-        "or at the\nrepresentations, exit by exit, at the cost of one backward (%(default)s)")
+    add("--conflict-at", choices=("parameters", "features"), default="parameters", help="where the gradients meet: exact, or "
+        "at\nthe representations, exit by exit, at the cost of one backward (%(default)s)")
     add("--conflict-groups", action="store_true", help="also write groups.csv: the cosine by layer, a line a step and group")
-    add("--exit-weights", choices=("depth", "uniform"), default="depth",
-        help="weight of an exit: its layer's number, or 1 (%(default)s)")
-    add("--students-embed", action=argparse.BooleanOptionalAction, default=True,
-        help="acl-cl: students' own ACL-Embed too (on)")
+    add("--exit-weights", choices=("depth", "uniform"), default="depth", help="exit of layer m weighs m, or 1 (%(default)s)")
+    add("--students-embed", action=argparse.BooleanOptionalAction, default=True, help="acl-cl: students' own ACL-Embed (on)")
     add("--center", action="store_true", help="subtract means before the contrastive cosines (our idea; off)")
     add("--max-length", type=int, default=128, help="tokens kept of a row (%(default)s)")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 autocast where the hardware has it")
@@ -111,36 +107,30 @@ def parse_args(argv=None):
                 "epochs": EPOCHS.get(args.task, 3), "lr": LR.get(args.task, 2e-5),
                 "weight": 0.5 if args.method == "kd" else 0.1, "temperature": 2.0 if args.method == "kd" else 0.5,
                 "conflict": "discard" if args.method in ("acl-grad", "acl-cl") else "none"}
-    for name, value in defaults.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    vars(args).update({name: value for name, value in defaults.items() if getattr(args, name) is None})
     if args.head_lr is None:
         args.head_lr = args.lr * (1 if args.task == "demo" else 20)
-    for name in ("epochs", "batch_size", "max_steps", "limit_train", "holdout", "save_steps"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            p.error(f"--{name.replace('_', '-')} must be 1 or more, not {getattr(args, name)}")
-    for name in ("lr", "head_lr", "temperature"):
-        if not 0 < getattr(args, name) < math.inf:
+    for name in ("epochs", "batch_size", "max_steps", "limit_train", "holdout", "save_steps", "lr", "head_lr", "temperature"):
+        if getattr(args, name) is not None and not 0 < getattr(args, name) < math.inf:
             p.error(f"--{name.replace('_', '-')} must be a number above 0, not {getattr(args, name)}")
-    if not 0 <= args.weight < math.inf or args.method == "scl" and args.weight > 1:
-        p.error(f"--weight must be 0 or more (scl: at most 1), not {args.weight}")
-    if args.max_length < 8:
-        p.error(f"--max-length must be 8 or more, not {args.max_length}")
-    if args.method == "ce" and args.conflict != "none":
-        p.error("--conflict needs a second loss: choose another method than ce")
-    if args.conflict_at == "features" and (args.conflict in ("none", "project") or args.method == "kd"):
-        p.error("--conflict-at features needs a contrastive term (not kd) and --conflict observe, discard or weigh")
-    if args.predict and args.holdout:
-        p.error("--predict needs the test split, which --holdout leaves out")
-    if args.conflict_groups and (args.conflict == "none" or args.conflict_at == "features"):
-        p.error("--conflict-groups needs the gradients of both losses: --conflict other than none, at the parameters")
-    if len(set(args.seeds)) != len(args.seeds) or not all(0 <= seed < 2**31 for seed in args.seeds):
-        p.error(f"--seeds must be different numbers from 0 to 2147483647, not {' '.join(map(str, args.seeds))}")
+    for wrong, message in [
+            (not 0 <= args.weight < math.inf or args.method == "scl" and args.weight > 1,
+             f"--weight must be 0 or more (scl: at most 1), not {args.weight}"),
+            (args.max_length < 8, f"--max-length must be 8 or more, not {args.max_length}"),
+            (args.method == "ce" and args.conflict != "none", "--conflict needs a second loss: choose another method than ce"),
+            (args.conflict_at == "features" and (args.conflict in ("none", "project") or args.method == "kd"),
+             "--conflict-at features needs a contrastive term (not kd) and --conflict observe, discard or weigh"),
+            (args.predict and args.holdout, "--predict needs the test split, which --holdout leaves out"),
+            (args.conflict_groups and (args.conflict == "none" or args.conflict_at == "features"),
+             "--conflict-groups needs the gradients of both losses: --conflict other than none, at the parameters"),
+            (len(set(args.seeds)) != len(args.seeds) or not all(0 <= seed < 2**31 for seed in args.seeds),
+             f"--seeds must be different numbers from 0 to 2147483647, not {' '.join(map(str, args.seeds))}")]:
+        if wrong:
+            p.error(message)
     return args
 
 
 # ------------------------------------------------------------------------------------------------------ one training step
-
 def compute_losses(args, model, h, logits, labels):
     """h (M, N, d), logits (M, N, K), labels (N,) -> ce and cl, lists of M scalars: each exit's loss times w_m / sum w.
 
@@ -182,8 +172,8 @@ def fill_gradients(args, model, h, ce, cl):
     ce_loss = (1 - args.weight if args.method == "scl" else 1.0) * sum(ce)
     if args.conflict != "none" and args.conflict_at == "parameters":
         return grad_surgery.acl_grad(ce_loss, sum(cl), model.parameters(), args.weight, args.conflict, average)
-    seen = None
     if args.conflict == "none":
+        seen = None
         (ce_loss + args.weight * sum(cl)).backward()
     else:
         seen = grad_surgery.acl_grad_features(ce_loss, cl, h, args.weight, args.conflict)
@@ -239,7 +229,6 @@ def make_optimizer(args, model, total_steps):
 
 
 # ----------------------------------------------------------------------------------------------------------- one whole run
-
 def train_one(args, seed, splits, model, tokenizer, device, folder):
     """One run: train, evaluate after every epoch, leave everything in `folder`.  Returns the result (a dict)."""
     task, train = glue.TASKS[args.task], splits["train"]
@@ -247,23 +236,18 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
     steps_per_epoch = math.ceil(len(train) / args.batch_size)
     total_steps = min(args.epochs * steps_per_epoch, args.max_steps or math.inf)
     optimizer, schedule = make_optimizer(args, model, total_steps)
-    config = {**run_options(args, seed), "exit_layers": model.exits, "num_labels": len(task.labels), "bf16": bf16,
-              "device_name": device_name(device)}
-    logs = {"steps.csv": [["step", "epoch", "ce_loss", "cl_loss", "cosine", "angle", "kept", "lr"]],
-            "exits.csv": [["epoch", "split", "exit_layer", *task.metrics, *GEOMETRY]]}
-    logs |= {"groups.csv": [["step", "group", "cosine"]]} if args.conflict_groups else {}
     locked = lock(folder) if is_writer else None                               # as long as this function runs
-    step, seconds, logs = load_checkpoint(folder, model, optimizer, schedule, logs, total_steps)
+    step, seconds, logs = load_checkpoint(folder, model, optimizer, schedule, total_steps)
     if is_writer:
-        write_json(folder / "config.json", config)
+        write_json(folder / "config.json", {**run_options(args, seed), "exit_layers": model.exits, "bf16": bf16,
+                                            "num_labels": len(task.labels), "device_name": device_name(device)})
     dev = None
 
-    for epoch in range(step // steps_per_epoch + 1, math.ceil(total_steps / steps_per_epoch) + 1):
+    while step < total_steps:
+        epoch = step // steps_per_epoch + 1
         order = torch.Generator().manual_seed(1000 * seed + epoch)             # the epoch's order depends on nothing else
         batches = glue.bucketed_batches(train.lengths, args.batch_size, order)
-        todo = batches[step - (epoch - 1) * steps_per_epoch:][:total_steps - step]      # all of them, unless resumed or cut
-        if not todo:                                                           # resumed behind the last step
-            break
+        todo = batches[step % steps_per_epoch:][:total_steps - step]           # all of them, unless resumed or cut
         bar = tqdm(todo, desc=f"epoch {epoch}/{args.epochs}", disable=None if is_writer else True, leave=False)
         model.train()
         start = time.perf_counter()
@@ -279,9 +263,9 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
                                          f"{norm}; start again with a smaller --lr or --head-lr, or --precision fp32")
             optimizer.step()
             step += 1
-            conflict = ["", "", ""] if seen is None else [f"{seen.cosine:.6f}", f"{seen.angle:.3f}", f"{seen.kept:.4f}"]
-            logs["steps.csv"].append([step, epoch, f"{ce_loss:.6f}", f"{cl_loss:.6f}", *conflict,
-                                      f"{schedule.get_last_lr()[0]:.4g}"])
+            cosine, angle, kept = (f"{seen.cosine:.6f}", f"{seen.angle:.3f}", f"{seen.kept:.4f}") if seen else ("", "", "")
+            logs["steps.csv"].append({"step": step, "epoch": epoch, "ce_loss": f"{ce_loss:.6f}", "cl_loss": f"{cl_loss:.6f}",
+                                      "cosine": cosine, "angle": angle, "kept": kept, "lr": f"{schedule.get_last_lr()[0]:.4g}"})
             if args.conflict_groups:
                 logs["groups.csv"] += group_cosines(model, seen, step)
             schedule.step()
@@ -293,7 +277,7 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
         seconds += time.perf_counter() - start
 
         dev, rows = evaluate(args, model, splits, device)
-        logs["exits.csv"] += [[epoch, *row] for row in rows]
+        logs["exits.csv"] += [{"epoch": epoch, **row} for row in rows]
         if is_writer:
             save_checkpoint(folder, model, optimizer, schedule, logs, step, seconds)
             by_exit = [s[task.metrics[0]] for s in next(iter(dev.values()))[1]]
@@ -304,10 +288,7 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
 
 
 def evaluate(args, model, splits, device):
-    """{dev split: (logits (M, R, K), [exit 1's {metric: points}, ..])}, and exits.csv's rows without their epoch.
-
-    Without autocast: the stored logits are float32.
-    """
+    """{dev split: (float32 logits (M, R, K), [exit 1's {metric: points}, ..])}, and exits.csv's rows without their epoch."""
     dev, rows = {}, []
     for name in (n for n in splits if n.startswith("dev")):
         labels = splits[name].labels
@@ -315,21 +296,21 @@ def evaluate(args, model, splits, device):
         dev[name] = logits, [glue.score(args.task, z, labels) for z in logits]
         for layer, x, classifier, scores in zip(model.exits, h, model.classifiers, dev[name][1]):
             geometry = acl.geometry(x, labels[:len(x)], classifier.weight.detach().float().cpu())
-            rows.append([name, layer, *(f"{value:.4f}" for value in (scores | geometry).values())])
+            rows.append({"split": name, "exit_layer": layer, **{k: f"{value:.4f}" for k, value in (scores | geometry).items()}})
     return dev, rows
 
 
 def group_cosines(model, seen, step):
-    """Rows (step, group, cosine) of groups.csv: the step's conflict in the embeddings, each layer, the label embeddings."""
+    """Rows of groups.csv: the step's cosine in the embeddings, each layer, the pooler, the label embeddings."""
     groups = {}
     names = [name for name, p in model.named_parameters() if p.requires_grad]
-    for name, product in zip(names, seen.products, strict=True):
+    for name, triple in zip(names, seen.products, strict=True):
         layer = re.search(r"\.layer\.(\d+)\.", name)
         group = (f"layer {int(layer[1]) + 1}" if layer else "label embeddings" if name.startswith("classifiers") else
                  "pooler" if ".pooler." in name else "embeddings")
-        if product is not None:                                                # both losses reach it
-            groups.setdefault(group, []).append(product)
-    return [[step, group, f"{grad_surgery.cosine(products):.4f}"] for group, products in groups.items()]
+        if triple is not None:                                                 # both losses reach it
+            groups.setdefault(group, []).append(triple)
+    return [{"step": step, "group": group, "cosine": f"{grad_surgery.cosine(found):.4f}"} for group, found in groups.items()]
 
 
 def finish(args, seed, splits, model, tokenizer, device, folder, dev, logs, step, seconds):
@@ -349,11 +330,9 @@ def finish(args, seed, splits, model, tokenizer, device, folder, dev, logs, step
             glue.write_predictions(folder / file, args.task, logits[-1].argmax(dim=-1))
     main_split, (_, scores) = next(iter(dev.items()))
     by_exit = [s[metric] for s in scores]
-    epochs = [dict(zip(logs["exits.csv"][0], row)) for row in logs["exits.csv"][1:]]
-    best = max((row for row in epochs if (row["split"], row["exit_layer"]) == (main_split, model.exits[-1])),
+    best = max((row for row in logs["exits.csv"] if (row["split"], row["exit_layer"]) == (main_split, model.exits[-1])),
                key=lambda row: float(row[metric]))
-    steps = [dict(zip(logs["steps.csv"][0], row)) for row in logs["steps.csv"][1:]]
-    angles, kept = ([float(row[name]) for row in steps if row["angle"]] for name in ("angle", "kept"))
+    angles, kept = ([float(row[name]) for row in logs["steps.csv"] if row["angle"]] for name in ("angle", "kept"))
     batches = math.ceil(len(splits["train"]) / args.batch_size)
     result = {"task": args.task, "method": args.method, "seed": seed, "metric": metric, "score": by_exit[-1],
               "dev": {name: scores[-1] for name, (_, scores) in dev.items()}, "exit_layers": model.exits,
@@ -370,7 +349,6 @@ def finish(args, seed, splits, model, tokenizer, device, folder, dev, logs, step
 
 
 # ----------------------------------------------------------------------------------------- files: logs, checkpoint, result
-
 def lock(folder):
     """Make the run's folder and refuse a second process on it.  Held as long as the returned file is open."""
     try:
@@ -390,13 +368,16 @@ def save_checkpoint(folder, model, optimizer, schedule, logs, step, seconds):
     save_whole(torch.save, {"step": step, "seconds": seconds, "logs": logs, "model": model.state_dict(),
                             "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, folder / "checkpoint.pt")
     for name, rows in logs.items():
-        with open(folder / name, "w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
+        if rows:
+            with open(folder / name, "w", newline="") as file:
+                writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
 
 
-def load_checkpoint(folder, model, optimizer, schedule, logs, total_steps):
-    """Put everything back.  Returns step, seconds, logs: 0, 0 and the logs given if there is no checkpoint.  InputError."""
-    path = folder / "checkpoint.pt"
+def load_checkpoint(folder, model, optimizer, schedule, total_steps):
+    """Put everything back.  Returns step, seconds, logs ({file: rows}): 0, 0, empty ones without a checkpoint.  InputError."""
+    path, logs = folder / "checkpoint.pt", {"steps.csv": [], "exits.csv": [], "groups.csv": []}
     if not path.exists():
         return 0, 0.0, logs
     try:
@@ -421,13 +402,13 @@ def run_options(args, seed):
 def check_same_run(folder, options):
     """InputError if the run in `folder` was made with other options, so that --resume neither mixes nor repeats it."""
     try:
-        theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        different = [k for k in options if theirs.get(k) != json.loads(json.dumps(options[k]))]
-    except (OSError, ValueError, AttributeError) as error:
+        theirs = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{folder / 'config.json'} cannot be read ({type(error).__name__}); remove {folder}") from None
-    if different:
-        raise InputError(f"{folder} was made with another {different[0]}: {theirs.get(different[0])}, now "
-                         f"{options[different[0]]}; repeat its options or choose another --output")
+    for k, mine in options.items():
+        if theirs.get(k) != mine:
+            raise InputError(f"{folder} was made with another {k}: {theirs.get(k)}, now {mine}; repeat its options or choose "
+                             "another --output")
 
 
 def save_whole(save, content, path):
@@ -445,7 +426,6 @@ def write_json(path, content):
 
 
 # ------------------------------------------------------------------------------------------------------------ the machine
-
 def use_bf16(precision, device):
     """--precision auto: bf16 autocast where the hardware computes in it; elsewhere it is emulated and many times slower."""
     if precision != "auto":
@@ -492,18 +472,14 @@ def run(args):
                 results.append(json.loads((folder / "result.json").read_text(encoding="utf-8")))
             continue
         torch.manual_seed(seed)                                                # what is new in the model starts from here
-        if args.task == "demo":
-            tokenizer = glue.demo_tokenizer()
-            encoder = exits.demo_encoder(len(tokenizer))
-        else:
-            encoder, tokenizer = exits.load_encoder(args.model)
+        encoder, tokenizer = exits.demo_encoder() if args.task == "demo" else exits.load_encoder(args.model)
         model = exits.MultiExitBert(encoder, len(glue.TASKS[args.task].labels), args.exits, args.pooling).to(device)
         if args.method in ("acl-cl", "kd") and len(model.exits) == 1:
             raise InputError(f"--method {args.method} needs students: more than one exit")
         if args.max_length > model.max_length:
             raise InputError(f"--max-length {args.max_length}: this model has {model.max_length} positions")
-        if splits["train"].tokens is None:
-            for split in splits.values():
+        for split in splits.values():
+            if split.tokens is None:
                 split.tokenize(tokenizer, args.max_length)
         if is_writer:
             print(f"{folder}: {len(splits['train'])} rows, exits {model.exits}, {device_name(device)}, "

@@ -29,7 +29,7 @@ import exits
 import glue
 from glue import InputError
 from tables import read_tradeoff
-from tradeoff import at_speedup, load_model, load_run, read_csv
+from tradeoff import RULES, at_speedup, load_model, load_run, read_csv
 from train import METHODS
 
 # Okabe and Ito's colours, which can be told apart with any colour vision.
@@ -131,7 +131,7 @@ def tradeoff(args):
     At each speed-up a run enters with its slowest setting at least that fast, chosen by speed alone: a Pareto front
     would be picked on dev.  A line ends where some run has no setting that fast.
     """
-    rules, speeds = [args.rule] if args.rule else list(exits.RULES), [1 + i / 20 for i in range(61)]
+    rules, speeds = [args.rule] if args.rule else list(RULES), [1 + i / 20 for i in range(61)]
     down, across = math.ceil(len(rules) / 2), min(len(rules), 2)
     figure, panels = plt.subplots(down, across, figsize=(3 + 3 * across, 1 + 2.5 * down), sharex=True, sharey=True,
                                   squeeze=False)
@@ -179,11 +179,7 @@ def space(args):
 def untrained(config):
     """The model and tokenizer as train.run has them before step 1: the seed decides what is new in the model."""
     torch.manual_seed(config["seed"])
-    if config["task"] == "demo":
-        tokenizer = glue.demo_tokenizer()
-        encoder = exits.demo_encoder(len(tokenizer))
-    else:
-        encoder, tokenizer = exits.load_encoder(config["model"])
+    encoder, tokenizer = exits.demo_encoder() if config["task"] == "demo" else exits.load_encoder(config["model"])
     return exits.MultiExitBert(encoder, config["num_labels"], config["exit_layers"], config["pooling"]), tokenizer
 
 
@@ -226,7 +222,7 @@ def main(argv=None):
         command.add_argument("runs", nargs=1 if draw is groups else "+", metavar="RUN", help="a run's folder")
         command.add_argument("--output", type=Path, help=f".png or .svg (results/figures/{draw.__name__}_TASK.png)")
         command.set_defaults(draw=draw)
-    commands.choices["tradeoff"].add_argument("--rule", choices=exits.RULES, help="only this one (all)")
+    commands.choices["tradeoff"].add_argument("--rule", choices=RULES, help="only this one (all)")
     commands.choices["space"].add_argument("--exit", type=int, required=True, help="layer number of the exit")
     for parser in (p, *commands.choices.values()):
         parser.error = lambda message: p.exit(2, f"figures.py: {message}; see python results/figures.py --help\n")

@@ -10,6 +10,7 @@ Speed-up is *counted*, layers / mean exit layer; `--clock` puts the measured one
 
 import argparse
 import csv
+import functools
 import json
 import statistics
 import sys
@@ -23,8 +24,24 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import glue
-from exits import RULES, MultiExitBert, early_exit, exit_indices, make_rule, normalised_entropy
+from exits import MultiExitBert, confidence, early_exit, entropy, exit_indices, normalised_entropy, patience, pcee
 from glue import InputError, reason
+
+RULES = {"entropy": (entropy, ("threshold",)), "confidence": (confidence, ("threshold",)),
+         "patience": (patience, ("patience",)), "pcee": (pcee, ("threshold", "patience"))}
+
+
+def make_rule(rule, threshold=None, patience=None):
+    """RULES[rule] with its settings filled in: logits -> (n,) bool.  Raises InputError for settings that make no sense."""
+    if rule not in RULES:
+        raise InputError(f"unknown rule {rule!r}; choose one of {', '.join(RULES)}")
+    function, names = RULES[rule]
+    given = {"threshold": threshold, "patience": patience}
+    if "threshold" in names and (threshold is None or not 0 <= threshold <= 1):
+        raise InputError(f"rule {rule} needs a threshold from 0 to 1, not {threshold}")
+    if "patience" in names and (not isinstance(patience, int) or patience < 1):
+        raise InputError(f"rule {rule} needs a patience of 1 or more exits, not {patience}")
+    return functools.partial(function, **{name: given[name] for name in names})
 
 
 def load_run(folder):
