@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Every number of the results, from nothing:  bash results/run.sh BLOCK ...     (tune multi vanilla tries few multi_lr1e-4 ablate)
+# Every number of the results, from nothing:  bash results/run.sh BLOCK ...
+# (tune multi vanilla pilot_temperature0.1 ablate tries epochs few multi_lr1e-4; TRY_SEEDS: the seeds of tries and epochs)
 #
 # Run it from the repository's root.  It needs two things there, links will do:
 #     data     GLUE's download: data/RTE/train.tsv, ..
@@ -41,7 +42,7 @@ declare -A SAMPLE=([rte]="" [mrpc]="" [cola]="" [sst2]="--limit-train 6000")    
 declare -A SLICE=([mrpc]="--holdout 668 --epochs 2" [sst2]="--limit-train 8000 --holdout 2000 --epochs 3"
   [cola]="--holdout 1000 --epochs 2" [rte]="--holdout 490 --epochs 4")
 
-tune() {    # one budget, three settings a method; the learning rate by ce; on slices of train, seed 1
+tune() {    # one budget, four runs a method and task, ce's all for the learning rate; on slices of train, seed 1
   for task in ${TASKS:-rte mrpc cola sst2}; do
     local common="--exits all ${SLICE[$task]}"
     for lr in 5e-5 1e-4 2e-4 $([ $task = rte ] || echo 4e-4); do echo "tune/lr$lr $task ce 1 $common --lr $lr"; done
@@ -56,6 +57,7 @@ tune() {    # one budget, three settings a method; the learning rate by ce; on s
       set -- $setting
       echo "tune/weight$1_temperature$2 $task kd 1 $common --lr 1e-4 --weight $1 --temperature $2"
     done
+    for method in scl acl-cl acl-grad kd; do echo "tune/lr2e-4 $task $method 1 $common --lr 2e-4 ${SETTING[$method]}"; done
   done
 }
 
@@ -65,28 +67,63 @@ declare -A SETTING=([ce]="" [scl]="--weight 0.5 --temperature 0.5" [kd]="--weigh
   [acl-embed]="--weight 0.5 --temperature 0.5" [acl-grad]="--weight 0.5 --temperature 0.5"
   [acl-cl]="--weight 0.5 --temperature 0.5")
 
+rate() { echo "${LR[$1/$2]:-${LR[$1]}}"; }    # of TASK and METHOD
+
+runs() {    # runs FOLDER METHOD SETTING OPTIONS..: a line for each of $TASKS at $seed, the task's own options filled in
+  local folder=$1 method=$2 setting=$3; shift 3
+  for task in ${TASKS:-rte mrpc cola sst2}; do
+    echo "$folder $task $method $seed $* --epochs ${EPOCHS[$task]} --lr $(rate $task $method) ${SAMPLE[$task]} $setting"
+  done
+}
+
 multi() {   # an exit at every layer
-  for seed in $SEEDS; do for method in ce acl-cl kd scl acl-grad; do for task in ${TASKS:-rte mrpc cola sst2}; do
-    echo "multi $task $method $seed --exits all --epochs ${EPOCHS[$task]} --lr ${LR[$task]} ${SETTING[$method]} ${SAMPLE[$task]}"
-  done; done; done
+  for seed in $SEEDS; do for method in ce acl-cl kd scl acl-grad; do
+    runs multi $method "${SETTING[$method]}" --exits all
+  done; done
 }
 
-# What follows was run before that tuning: at 1e-4, and scl, acl-embed, acl-grad as MRPC's slice alone would have it.
-declare -A EARLIER=([ce]="" [scl]="--weight 0.5 --temperature 0.1" [kd]="--weight 0.5 --temperature 1"
-  [acl-embed]="--weight 0.5 --temperature 0.1" [acl-grad]="--weight 0.5 --temperature 0.1"
-  [acl-cl]="--weight 0.5 --temperature 0.5")
-
-multi_lr1e-4() {
-  for seed in $SEEDS; do for method in ce acl-cl kd scl acl-grad; do for task in ${TASKS:-rte mrpc cola sst2}; do
-    echo "multi_lr1e-4 $task $method $seed --exits all --epochs ${EPOCHS[$task]} --lr 1e-4 ${EARLIER[$method]} ${SAMPLE[$task]}"
-  done; done; done
+vanilla() { # one exit; on RTE scl and acl-embed measure the plain sum's angle: the pilot
+  local observe="--conflict observe --conflict-groups"
+  for seed in $SEEDS; do
+    for method in ce acl-grad; do runs vanilla $method "${SETTING[$method]}" --exits last; done
+    for method in scl acl-embed; do
+      for task in ${TASKS:-rte mrpc cola sst2}; do
+        TASKS=$task runs vanilla $method "${SETTING[$method]}" --exits last $([ $task = rte ] && echo $observe)
+      done
+    done
+  done
 }
 
-vanilla() { # one exit; scl and acl-embed train on the plain sum and measure its angle: the pilot
-  for seed in $SEEDS; do for method in ce scl acl-embed acl-grad; do for task in ${TASKS:-rte mrpc}; do
-    local observe=""
-    [ "$task" = rte ] && case $method in scl | acl-embed) observe="--conflict observe --conflict-groups" ;; esac
-    echo "vanilla $task $method $seed --exits last --epochs ${EPOCHS[$task]} --lr 1e-4 ${EARLIER[$method]} ${SAMPLE[$task]} $observe"
+pilot_temperature0.1() {
+  for seed in $SEEDS; do for method in scl acl-embed; do
+    TASKS=${TASKS:-rte} runs pilot_temperature0.1 $method "--weight 0.5 --temperature 0.1" --exits last \
+      --conflict observe --conflict-groups
+  done; done
+}
+
+ablate() {  # one change at a time to acl-grad and acl-cl of multi; where the gate is not the change it stands open
+  local TASKS=${TASKS:-sst2} grad=${SETTING[acl-grad]} cl=${SETTING[acl-cl]}
+  for seed in $SEEDS; do
+    runs ablate/none acl-grad "$grad" --exits all --conflict none
+    runs ablate/none acl-cl "$cl" --exits all --conflict none
+    runs ablate/project acl-grad "$grad" --exits all --conflict project
+    runs ablate/weigh acl-grad "$grad" --exits all --conflict weigh
+    runs ablate/features acl-grad "$grad" --exits all --conflict-at features
+    runs ablate/discard scl "${SETTING[scl]}" --exits all --conflict discard
+    runs ablate/none_detached acl-grad "$grad" --change detached --exits all --conflict none
+    runs ablate/none_weight0.1 acl-cl "--weight 0.1 --temperature 0.5" --exits all --conflict none
+    runs ablate/none_temperature0.1 acl-cl "--weight 0.5 --temperature 0.1" --exits all --conflict none
+    runs ablate/none_best-teacher acl-cl "$cl" --change best-teacher --exits all --conflict none
+    runs ablate/none_no-students-embed acl-cl "$cl" --exits all --conflict none --no-students-embed
+    runs ablate/none_center acl-cl "$cl" --exits all --conflict none --center
+    runs ablate/none_uniform acl-cl "$cl" --exits all --conflict none --exit-weights uniform
+    runs ablate/uniform ce "" --exits all --exit-weights uniform
+  done
+}
+
+epochs() {  # does the contrastive term pay when training is longer?  On slices of train, one seed
+  for seed in ${TRY_SEEDS:-1}; do for task in ${TASKS:-cola mrpc sst2}; do for method in ce acl-cl scl; do
+    echo "epochs/6 $task $method $seed --exits all --lr $(rate $task $method) ${SLICE[$task]} --epochs 6 ${SETTING[$method]}"
   done; done; done
 }
 
@@ -95,7 +132,7 @@ tries() {   # what might help ACL-CL at the shallow exits, on slices of train; w
     local ce="$task ce $seed --exits all --lr 1e-4 ${SLICE[$task]}"
     local kd="$task kd $seed --exits all --lr 1e-4 ${SLICE[$task]} ${SETTING[kd]}"
     local cl="$task acl-cl $seed --exits all --lr 1e-4 ${SLICE[$task]} ${SETTING[acl-cl]} --conflict none"
-    local grad="$task acl-grad $seed --exits all --lr 1e-4 ${SLICE[$task]} ${EARLIER[acl-grad]} --conflict none"
+    local grad="$task acl-grad $seed --exits all --lr 1e-4 ${SLICE[$task]} --weight 0.5 --temperature 0.1 --conflict none"
     echo "tries/depth $ce"
     echo "tries/depth $cl"
     echo "tries/depth $kd"
@@ -125,29 +162,15 @@ few() {     # few rows: 1,000 of SST-2's train split, scored on the 2,000 after 
   done
 }
 
-ablate() {  # one change at a time to acl-grad and acl-cl of multi_lr1e-4; where the gate is not the change it stands open
-  for seed in $SEEDS; do for task in ${TASKS:-sst2}; do
-    local common="--exits all --epochs ${EPOCHS[$task]} --lr 1e-4 ${SAMPLE[$task]}"
-    local grad="$task acl-grad $seed $common ${EARLIER[acl-grad]}" cl="$task acl-cl $seed $common ${EARLIER[acl-cl]}"
-    echo "ablate/none $grad --conflict none"
-    echo "ablate/none $cl --conflict none"
-    echo "ablate/project $grad --conflict project"
-    echo "ablate/weigh $grad --conflict weigh"
-    echo "ablate/features $grad --conflict-at features"
-    echo "ablate/discard $task scl $seed $common ${EARLIER[scl]} --conflict discard"
-    echo "ablate/none_detached ${grad/--exits/--change detached --exits} --conflict none"
-    echo "ablate/none_weight0.1 $task acl-cl $seed $common --weight 0.1 --temperature 0.5 --conflict none"
-    echo "ablate/none_temperature0.1 $task acl-cl $seed $common --weight 0.5 --temperature 0.1 --conflict none"
-    echo "ablate/none_best-teacher ${cl/--exits/--change best-teacher --exits} --conflict none"
-    echo "ablate/none_no-students-embed $cl --conflict none --no-students-embed"
-    echo "ablate/none_center $cl --conflict none --center"
-    echo "ablate/none_uniform $cl --conflict none --exit-weights uniform"
-    echo "ablate/uniform $task ce $seed $common --exit-weights uniform"
+# Before the learning rate was tuned on each task: 1e-4, and scl, acl-grad as MRPC's slice alone would have it.
+declare -A EARLIER=([ce]="" [scl]="--weight 0.5 --temperature 0.1" [kd]="--weight 0.5 --temperature 1"
+  [acl-grad]="--weight 0.5 --temperature 0.1" [acl-cl]="--weight 0.5 --temperature 0.5")
+
+multi_lr1e-4() {
+  LR=([rte]=1e-4 [mrpc]=1e-4 [cola]=1e-4 [sst2]=1e-4)
+  for seed in $SEEDS; do for method in ce acl-cl kd scl acl-grad; do
+    runs multi_lr1e-4 $method "${EARLIER[$method]}" --exits all
   done; done
-  for seed in $SEEDS; do for task in ${TASKS:-sst2 cola mrpc rte}; do for method in acl-grad scl; do     # a gentler term
-    echo "ablate/none_weight0.1_temperature0.5 $task $method $seed --exits all --epochs ${EPOCHS[$task]} --lr 1e-4 \
-      ${SAMPLE[$task]} --weight 0.1 --temperature 0.5 --conflict none"
-  done; done; done
 }
 
 mkdir -p runs

@@ -18,11 +18,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import exits
 import tradeoff
 from glue import TASKS
 from tradeoff import SPEEDS, at_speedup, read_csv
-from train import GEOMETRY, METHODS
+from train import METHODS
+
+GEOMETRY = ("label_cosine", "alignment", "uniformity")          # columns of exits.csv, see acl.geometry
 
 BEGIN, END = "<!-- results -->\n", "<!-- /results -->\n"
 # 97.5 % quantiles of Student's t for 1, 2, .. 9 degrees of freedom: half a 95 % interval in standard errors.
@@ -180,8 +181,8 @@ def multi(runs):
 
 
 def lower_rate(runs):
-    caption = ("The multi-exit table before the tuning below, which ablations stand beside: learning rate 1e-4 on every task, scl "
-               "and acl-grad with weight 0.5, temperature 0.1.")
+    caption = ("The multi-exit table before the tuning below: learning rate 1e-4 on every task, scl and acl-grad with weight 0.5, "
+               "temperature 0.1.")
     return ["### At 1e-4", "", *exits_table(caption, runs)]
 
 
@@ -207,11 +208,16 @@ def few(runs):
     return ["### Few rows", "", *exits_table(caption, runs)]
 
 
+def epochs(runs):
+    caption = "The same methods and settings as in the multi-exit table, six epochs instead of two or three, on the tuning's slices of train."
+    return ["### Longer training", "", *exits_table(caption, runs)]
+
+
 def speeds(runs):
     """Every rule: score at counted speed-ups, share kept at 2x, and the clock's speed-up where it was measured."""
     rows = []
     for task in present(runs, "task", TASKS):
-        for rule in exits.RULES:
+        for rule in tradeoff.RULES:
             for method in present(runs, "method", METHODS):
                 some = select(runs, task=task, method=method)
                 if some and not (rule == "confidence" and some[0]["config"]["num_labels"] == 2):
@@ -237,11 +243,15 @@ def tune(runs):
         own_tasks = [column for column in columns if column]
         columns.append({key: statistics.mean(column[key] for column in own_tasks) for key in settings
                         if all(key in column for column in own_tasks)})
-        chosen = columns[:-1] if method == "ce" else columns[-1:]       # a rate for each task, a setting for all
+        at_first = {key: value for key, value in columns[-1].items() if key[0] == 1e-4}
+        setting = max(at_first, key=at_first.get, default=())[1:]       # first the setting, for all tasks, at 1e-4
+        rates = [{key: value for key, value in column.items() if key[1:] == setting} for column in columns[:-1]]
+        chosen = {(max(rate, key=rate.get), i) for i, rate in enumerate(rates) if rate}         # then each task's rate with it
+        chosen |= {((1e-4, *setting), len(tasks))} if method != "ce" else set()
         for key in sorted(settings):
             lr, *own = (f"{value:g}" for value in key)
-            cells = ["" if key not in column else f"**{column[key]:.2f}**" if column in chosen and column[key] == max(column.values())
-                     else f"{column[key]:.2f}" for column in columns]
+            cells = ["" if key not in column else f"**{column[key]:.2f}**" if (key, i) in chosen else f"{column[key]:.2f}"
+                     for i, column in enumerate(columns)]
             rows.append([method, lr, *(["", ""] if method == "ce" else own), *cells])
     slices = ", ".join(f"{task} {select(runs, task=task)[0]['config']['holdout']}" for task in tasks)
     caption = (f"Mean over exits on the last rows of train, held out of it ({slices} rows), seed 1; all: mean over the tasks; bold: "
@@ -278,22 +288,23 @@ def ablate(runs, main_runs):
         rows.append([f"{task}, {method}, {setting.replace('_', ', ')}", len(some), *means, *against, *shares])
     header = ["task, method, change", "seeds", "mean", "shallow", "deepest", "Δ itself", "Δ ce", "conflicts", "kept"]
     caption = ("Mean over exits, over their lower half, deepest exit; Δ: paired difference of the mean over exits to the same "
-               "method as in the table at 1e-4, and to ce there, 95 % t-interval; none: no gate, a plain sum.")
+               "method in the multi-exit table, and to ce there, 95 % t-interval; none: no gate, a plain sum.")
     return ["### Ablations", "", *table(caption, header, rows)]
 
 
 def main(argv=None):
     p = argparse.ArgumentParser(prog="tables.py", description="Result tables in Markdown from finished runs.")
     p.error = lambda message: p.exit(2, f"tables.py: {message}; see python results/tables.py --help\n")
-    p.add_argument("--block", nargs="+", choices=("vanilla", "multi", "speeds", "geometry", "multi_lr1e-4", "ablate", "few", "tries",
-                                                      "tune"), help="only these")
+    p.add_argument("--block", nargs="+", choices=("vanilla", "multi", "speeds", "geometry", "ablate", "epochs", "few", "tries", "tune",
+                                                  "multi_lr1e-4"), help="only these")
     p.add_argument("--runs", default=ROOT / "results" / "runs", help="folder of the blocks (results/runs)")
     p.add_argument("--write", metavar="FILE", help="replace all between <!-- results --> and <!-- /results --> in it")
     args = p.parse_args(argv)
     blocks = read_runs(args.runs)
     blocks["speeds"] = blocks["geometry"] = blocks.get("multi", [])
-    make = {"vanilla": vanilla, "multi": multi, "speeds": speeds, "geometry": geometry, "multi_lr1e-4": lower_rate,
-            "ablate": lambda runs: ablate(runs, blocks.get("multi_lr1e-4", [])), "few": few, "tries": tries, "tune": tune}
+    make = {"vanilla": vanilla, "multi": multi, "speeds": speeds, "geometry": geometry,
+            "ablate": lambda runs: ablate(runs, blocks.get("multi", [])), "epochs": epochs, "few": few, "tries": tries, "tune": tune,
+            "multi_lr1e-4": lower_rate}
     wanted = [name for name in make if blocks.get(name) and name in (args.block or make)]
     if not wanted:
         p.error(f"no finished run of {' or '.join(args.block or ['any block'])} under {args.runs}")
