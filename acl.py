@@ -16,8 +16,8 @@ The three contrastive losses are one formula with different keys.  For anchors a
     ACL-Embed h_1 .. h_N, l_1 .. l_K      h_1 .. h_N, l_1 .. l_K                  the paper (abstract, second-hand details)
     ACL-CL    student's h_1 .. h_N        teacher's h_1 .. h_N, l_1 .. l_K        the paper (abstract); the keys: our reading
 
-Letters: N samples, K classes, d hidden size, A anchors, B keys; formulas count classes and exits from 1, code from 0.  Losses
-are in nats, float32 whatever autocast says; they raise ValueError naming what is wrong with an argument.
+Letters: N samples, K classes, d hidden size, A anchors, B keys; formulas count from 1, indices from 0.  Losses are in nats,
+float32 whatever autocast says; they raise ValueError naming what is wrong with an argument.
 """
 
 import torch

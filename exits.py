@@ -170,7 +170,7 @@ def demo_encoder():
 def normalised_entropy(logits):
     """H(p) / log K in 0..1 of logits (..., K).  From log_softmax: softmax and log give NaN from a gap of 104 on."""
     log_p = F.log_softmax(logits.float(), dim=-1)
-    return -(log_p.exp() * log_p).sum(dim=-1) / torch.tensor(float(logits.shape[-1])).log()
+    return -(log_p.exp() * log_p).sum(dim=-1) / torch.tensor(float(logits.shape[-1])).log()    # float32's log K as well
 
 
 def entropy(logits, threshold):

@@ -6,7 +6,7 @@
     torchrun --nproc-per-node 2 train.py --task rte --method acl-cl     # several processes share each batch
 
 Each seed leaves runs/<task>_<method>_<seed>/:
-    config.json   every option, the seed, versions       steps.csv    a line a step: both losses, cosine, angle, kept
+    config.json   every option, the seed, versions       steps.csv    a line a step: losses before lambda, angle, ..
     exits.csv     an epoch and exit: scores, geometry    groups.csv   --conflict-groups: a line a step and group
     dev_logits.safetensors   every exit's dev logits     model/       weights, encoder config, tokenizer
     RTE.tsv ..    --predict: GLUE's submission           result.json  what the last epoch scored, the time it took
@@ -66,7 +66,8 @@ GEOMETRY_ROWS = 2000                      # acl.geometry looks at all pairs of r
 def parse_args(argv=None):
     p = argparse.ArgumentParser(
         usage="python train.py --task TASK --method METHOD [options]", formatter_class=argparse.RawTextHelpFormatter,
-        description="Methods:\n" + "\n".join(f"  {name:10} {text}" for name, text in METHODS.items()))
+        description="\n".join(f"{title}:\n" + "\n".join(f"  {name:10} {text}" for name, text in table.items())
+                              for title, table in (("Methods", METHODS), ("Rules of --conflict", grad_surgery.RULES))))
     p.error = lambda message: p.exit(2, f"train.py: {message}; see python train.py --help\n")
     add = p.add_argument
     add("--task", required=True, help=f"{', '.join(glue.TASKS)}")
@@ -83,10 +84,10 @@ def parse_args(argv=None):
     add("--head-lr", type=float, help="that of the classifiers and of a pooler that is new (20 x --lr; demo: 1 x)")
     add("--weight", type=float, help="lambda of the contrastive or distillation term (0.1; kd: 0.5)")
     add("--temperature", type=float, help="tau of that term (0.5; kd: 2)")
-    add("--conflict", choices=["none", *grad_surgery.RULES], metavar="RULE", help="none: one backward of the sum; observe: the "
-        "same sum, angle measured;\ndiscard, project, weigh (discard for acl-grad and acl-cl, else none)")
-    add("--conflict-at", choices=("parameters", "features"), default="parameters", help="where the gradients meet: exact, or "
-        "at\nthe representations, exit by exit, at the cost of one backward (%(default)s)")
+    add("--conflict", choices=["none", *grad_surgery.RULES], metavar="RULE",
+        help="a rule above, or none: one backward of the sum (discard for acl-grad and acl-cl, else none)")
+    add("--conflict-at", choices=("parameters", "features"), default="parameters",
+        help="features: at the representations, exit by exit, approximate, at the cost of one backward (%(default)s)")
     add("--conflict-groups", action="store_true", help="also write groups.csv: the cosine by layer, a line a step and group")
     add("--exit-weights", choices=("depth", "uniform"), default="depth", help="exit of layer m weighs m, or 1 (%(default)s)")
     add("--students-embed", action=argparse.BooleanOptionalAction, default=True, help="acl-cl: students' own ACL-Embed (on)")
@@ -135,7 +136,7 @@ def compute_losses(args, model, h, logits, labels):
     """h (M, N, d), logits (M, N, K), labels (N,) -> ce and cl, lists of M scalars: each exit's loss times w_m / sum w.
 
         L = sum_m w_m (L_CE^m + lambda L_CL^m) / sum_m w_m             w_m: exit m's layer number, or 1 (--exit-weights)
-        SCL alone is a mixture, (1 - lambda) L_CE^m + lambda L_SCL^m                    (arXiv 2011.01403): fill_gradients
+        SCL alone is a mixture, (1 - lambda) L_CE^m + lambda L_SCL^m       (arXiv 2011.01403); lambda enters in fill_gradients
     """
     pairs = [(h_m, classifier.weight) for h_m, classifier in zip(h, model.classifiers)]   # h^m (N, d), l^m (K, d)
     if args.center:
@@ -148,7 +149,7 @@ def compute_losses(args, model, h, logits, labels):
 
 
 def pick_teacher(ce):
-    """The exits' M cross-entropies -> index of the exit that guides the others: the deepest, whatever they are."""
+    """The exits' M cross-entropies -> index of the exit that guides the others: the deepest, whatever its loss."""
     return len(ce) - 1
 
 
@@ -189,7 +190,7 @@ def forward_shared(model, train, rows, device, bf16, step_seed):
     the average over processes is the gradient, for the classifiers too, which every process computes whole.
     """
     rank, n = process()
-    # A step's dropout depends on seed, step and process alone, so going on after a kill needs no generator's state.
+    # A step's dropout depends on seed, step and process (up to 64) alone: going on after a kill needs no generator's state.
     torch.manual_seed(64 * step_seed + rank)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         if n == 1:
