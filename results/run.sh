@@ -61,6 +61,12 @@ tune() {    # one budget, four runs a method and task, ce's all for the learning
   done
 }
 
+tune_vanilla() {    # one exit: each method's chosen setting at two rates, on the same slices; acl-embed takes acl-grad's
+  for task in ${TASKS:-mrpc cola sst2}; do for method in ce scl acl-grad; do for lr in 1e-4 2e-4; do
+    echo "tune_vanilla/lr$lr $task $method 1 --exits last ${SLICE[$task]} --lr $lr ${SETTING[$method]}"
+  done; done; done
+}
+
 # What the tuning settled on (results/README.md); the classifiers' rate is 20 times the encoder's.
 declare -A LR=([rte]=1e-4 [mrpc]=2e-4 [cola]=2e-4 [sst2]=2e-4)
 declare -A SETTING=([ce]="" [scl]="--weight 0.5 --temperature 0.5" [kd]="--weight 0.5 --temperature 1"
@@ -82,13 +88,14 @@ multi() {   # an exit at every layer
   done; done
 }
 
-vanilla() { # one exit; on RTE scl and acl-embed measure the plain sum's angle: the pilot
+vanilla() { # one exit; on RTE seed 1 of scl and acl-embed measures the plain sum's angle: the pilot at temperature 0.5
+  LR+=([cola]=1e-4 [sst2/ce]=1e-4 [sst2/scl]=1e-4)          # what tune_vanilla settled on
   local observe="--conflict observe --conflict-groups"
   for seed in $SEEDS; do
     for method in ce acl-grad; do runs vanilla $method "${SETTING[$method]}" --exits last; done
     for method in scl acl-embed; do
       for task in ${TASKS:-rte mrpc cola sst2}; do
-        TASKS=$task runs vanilla $method "${SETTING[$method]}" --exits last $([ $task = rte ] && echo $observe)
+        TASKS=$task runs vanilla $method "${SETTING[$method]}" --exits last $([ $task$seed = rte1 ] && echo $observe)
       done
     done
   done
@@ -99,26 +106,6 @@ pilot_temperature0.1() {
     TASKS=${TASKS:-rte} runs pilot_temperature0.1 $method "--weight 0.5 --temperature 0.1" --exits last \
       --conflict observe --conflict-groups
   done; done
-}
-
-ablate() {  # one change at a time to acl-grad and acl-cl of multi; where the gate is not the change it stands open
-  local TASKS=${TASKS:-sst2} grad=${SETTING[acl-grad]} cl=${SETTING[acl-cl]}
-  for seed in $SEEDS; do
-    runs ablate/none acl-grad "$grad" --exits all --conflict none
-    runs ablate/none acl-cl "$cl" --exits all --conflict none
-    runs ablate/project acl-grad "$grad" --exits all --conflict project
-    runs ablate/weigh acl-grad "$grad" --exits all --conflict weigh
-    runs ablate/features acl-grad "$grad" --exits all --conflict-at features
-    runs ablate/discard scl "${SETTING[scl]}" --exits all --conflict discard
-    runs ablate/none_detached acl-grad "$grad" --change detached --exits all --conflict none
-    runs ablate/none_weight0.1 acl-cl "--weight 0.1 --temperature 0.5" --exits all --conflict none
-    runs ablate/none_temperature0.1 acl-cl "--weight 0.5 --temperature 0.1" --exits all --conflict none
-    runs ablate/none_best-teacher acl-cl "$cl" --change best-teacher --exits all --conflict none
-    runs ablate/none_no-students-embed acl-cl "$cl" --exits all --conflict none --no-students-embed
-    runs ablate/none_center acl-cl "$cl" --exits all --conflict none --center
-    runs ablate/none_uniform acl-cl "$cl" --exits all --conflict none --exit-weights uniform
-    runs ablate/uniform ce "" --exits all --exit-weights uniform
-  done
 }
 
 epochs() {  # does the contrastive term pay when training is longer?  On slices of train, one seed
@@ -171,6 +158,27 @@ multi_lr1e-4() {
   for seed in $SEEDS; do for method in ce acl-cl kd scl acl-grad; do
     runs multi_lr1e-4 $method "${EARLIER[$method]}" --exits all
   done; done
+}
+
+ablate() {  # one change at a time to acl-grad and acl-cl of multi_lr1e-4; where the gate is not the change it stands open
+  LR=([rte]=1e-4 [mrpc]=1e-4 [cola]=1e-4 [sst2]=1e-4)
+  local TASKS=${TASKS:-sst2} grad=${EARLIER[acl-grad]} cl=${EARLIER[acl-cl]}
+  for seed in $SEEDS; do
+    runs ablate/none acl-grad "$grad" --exits all --conflict none
+    runs ablate/none acl-cl "$cl" --exits all --conflict none
+    runs ablate/project acl-grad "$grad" --exits all --conflict project
+    runs ablate/weigh acl-grad "$grad" --exits all --conflict weigh
+    runs ablate/features acl-grad "$grad" --exits all --conflict-at features
+    runs ablate/discard scl "${EARLIER[scl]}" --exits all --conflict discard
+    runs ablate/none_detached acl-grad "$grad" --change detached --exits all --conflict none
+    runs ablate/none_weight0.1 acl-cl "--weight 0.1 --temperature 0.5" --exits all --conflict none
+    runs ablate/none_temperature0.1 acl-cl "--weight 0.5 --temperature 0.1" --exits all --conflict none
+    runs ablate/none_best-teacher acl-cl "$cl" --change best-teacher --exits all --conflict none
+    runs ablate/none_no-students-embed acl-cl "$cl" --exits all --conflict none --no-students-embed
+    runs ablate/none_center acl-cl "$cl" --exits all --conflict none --center
+    runs ablate/none_uniform acl-cl "$cl" --exits all --conflict none --exit-weights uniform
+    runs ablate/uniform ce "" --exits all --exit-weights uniform
+  done
 }
 
 mkdir -p runs

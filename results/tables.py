@@ -181,8 +181,8 @@ def multi(runs):
 
 
 def lower_rate(runs):
-    caption = ("The multi-exit table before the tuning below: learning rate 1e-4 on every task, scl and acl-grad with weight 0.5, "
-               "temperature 0.1.")
+    caption = ("The multi-exit table before the tuning above, which ablations stand beside: learning rate 1e-4 on every task, scl and "
+               "acl-grad with weight 0.5, temperature 0.1.")
     return ["### At 1e-4", "", *exits_table(caption, runs)]
 
 
@@ -230,7 +230,7 @@ def speeds(runs):
     return ["### Early exit, every rule", "", *table(caption, header, rows)]
 
 
-def tune(runs):
+def tune(runs, title="Tuning", what="Mean over exits"):
     tasks, rows = present(runs, "task", TASKS), []
     for method in present(runs, "method", METHODS):
         settings = {}                                                   # (lr, weight, temperature) -> {task: run}
@@ -247,16 +247,15 @@ def tune(runs):
         setting = max(at_first, key=at_first.get, default=())[1:]       # first the setting, for all tasks, at 1e-4
         rates = [{key: value for key, value in column.items() if key[1:] == setting} for column in columns[:-1]]
         chosen = {(max(rate, key=rate.get), i) for i, rate in enumerate(rates) if rate}         # then each task's rate with it
-        chosen |= {((1e-4, *setting), len(tasks))} if method != "ce" else set()
+        chosen |= {((1e-4, *setting), len(tasks))} if len({key[1:] for key in settings}) > 1 else set()
         for key in sorted(settings):
             lr, *own = (f"{value:g}" for value in key)
             cells = ["" if key not in column else f"**{column[key]:.2f}**" if (key, i) in chosen else f"{column[key]:.2f}"
                      for i, column in enumerate(columns)]
             rows.append([method, lr, *(["", ""] if method == "ce" else own), *cells])
     slices = ", ".join(f"{task} {select(runs, task=task)[0]['config']['holdout']}" for task in tasks)
-    caption = (f"Mean over exits on the last rows of train, held out of it ({slices} rows), seed 1; all: mean over the tasks; bold: "
-               "what was chosen.")
-    return ["### Tuning", "", *table(caption, ["method", "lr", "weight", "temperature", *tasks, "all"], rows)]
+    caption = f"{what} on the last rows of train, held out of it ({slices} rows), seed 1; all: mean over the tasks; bold: what was chosen."
+    return [f"### {title}", "", *table(caption, ["method", "lr", "weight", "temperature", *tasks, "all"], rows)]
 
 
 def tries(runs):
@@ -288,7 +287,7 @@ def ablate(runs, main_runs):
         rows.append([f"{task}, {method}, {setting.replace('_', ', ')}", len(some), *means, *against, *shares])
     header = ["task, method, change", "seeds", "mean", "shallow", "deepest", "Δ itself", "Δ ce", "conflicts", "kept"]
     caption = ("Mean over exits, over their lower half, deepest exit; Δ: paired difference of the mean over exits to the same "
-               "method in the multi-exit table, and to ce there, 95 % t-interval; none: no gate, a plain sum.")
+               "method in the table at 1e-4, and to ce there, 95 % t-interval; none: no gate, a plain sum.")
     return ["### Ablations", "", *table(caption, header, rows)]
 
 
@@ -296,14 +295,15 @@ def main(argv=None):
     p = argparse.ArgumentParser(prog="tables.py", description="Result tables in Markdown from finished runs.")
     p.error = lambda message: p.exit(2, f"tables.py: {message}; see python results/tables.py --help\n")
     p.add_argument("--block", nargs="+", choices=("vanilla", "multi", "speeds", "geometry", "ablate", "epochs", "few", "tries", "tune",
-                                                  "multi_lr1e-4"), help="only these")
+                                                  "tune_vanilla", "multi_lr1e-4"), help="only these")
     p.add_argument("--runs", default=ROOT / "results" / "runs", help="folder of the blocks (results/runs)")
     p.add_argument("--write", metavar="FILE", help="replace all between <!-- results --> and <!-- /results --> in it")
     args = p.parse_args(argv)
     blocks = read_runs(args.runs)
     blocks["speeds"] = blocks["geometry"] = blocks.get("multi", [])
     make = {"vanilla": vanilla, "multi": multi, "speeds": speeds, "geometry": geometry,
-            "ablate": lambda runs: ablate(runs, blocks.get("multi", [])), "epochs": epochs, "few": few, "tries": tries, "tune": tune,
+            "ablate": lambda runs: ablate(runs, blocks.get("multi_lr1e-4", [])), "epochs": epochs, "few": few, "tries": tries, "tune": tune,
+            "tune_vanilla": lambda runs: tune(runs, "Tuning, one exit", "Score"),
             "multi_lr1e-4": lower_rate}
     wanted = [name for name in make if blocks.get(name) and name in (args.block or make)]
     if not wanted:
