@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every number of the results, from nothing:  bash results/run.sh BLOCK ...
-# (tune multi vanilla pilot_temperature0.1 ablate tries epochs few multi_lr1e-4; TRY_SEEDS: the seeds of tries and epochs)
+# (tune tune_vanilla multi vanilla pilot_temperature0.1 ablate tries few multi_lr1e-4; TRY_SEEDS: the seeds of tries)
 #
 # Run it from the repository's root.  It needs two things there, links will do:
 #     data     GLUE's download: data/RTE/train.tsv, ..
@@ -108,12 +108,6 @@ pilot_temperature0.1() {
   done; done
 }
 
-epochs() {  # does the contrastive term pay when training is longer?  On slices of train, one seed
-  for seed in ${TRY_SEEDS:-1}; do for task in ${TASKS:-cola mrpc sst2}; do for method in ce acl-cl scl; do
-    echo "epochs/6 $task $method $seed --exits all --lr $(rate $task $method) ${SLICE[$task]} --epochs 6 ${SETTING[$method]}"
-  done; done; done
-}
-
 tries() {   # what might help ACL-CL at the shallow exits, on slices of train; without the gate, which drops 2 % there
   for seed in ${TRY_SEEDS:-1 2}; do for task in ${TASKS:-sst2 mrpc cola}; do
     local ce="$task ce $seed --exits all --lr 1e-4 ${SLICE[$task]}"
@@ -162,7 +156,7 @@ multi_lr1e-4() {
 
 ablate() {  # one change at a time to acl-grad and acl-cl of multi_lr1e-4; where the gate is not the change it stands open
   LR=([rte]=1e-4 [mrpc]=1e-4 [cola]=1e-4 [sst2]=1e-4)
-  local TASKS=${TASKS:-sst2} grad=${EARLIER[acl-grad]} cl=${EARLIER[acl-cl]}
+  local gentler=${TASKS:-sst2 cola} TASKS=${TASKS:-sst2} grad=${EARLIER[acl-grad]} cl=${EARLIER[acl-cl]}
   for seed in $SEEDS; do
     runs ablate/none acl-grad "$grad" --exits all --conflict none
     runs ablate/none acl-cl "$cl" --exits all --conflict none
@@ -178,6 +172,9 @@ ablate() {  # one change at a time to acl-grad and acl-cl of multi_lr1e-4; where
     runs ablate/none_center acl-cl "$cl" --exits all --conflict none --center
     runs ablate/none_uniform acl-cl "$cl" --exits all --conflict none --exit-weights uniform
     runs ablate/uniform ce "" --exits all --exit-weights uniform
+    for method in acl-grad scl; do
+      TASKS=$gentler runs ablate/none_weight0.1_temperature0.5 $method "--weight 0.1 --temperature 0.5" --exits all --conflict none
+    done
   done
 }
 

@@ -208,11 +208,6 @@ def few(runs):
     return ["### Few rows", "", *exits_table(caption, runs)]
 
 
-def epochs(runs):
-    caption = "The same methods and settings as in the multi-exit table, six epochs instead of two or three, on the tuning's slices of train."
-    return ["### Longer training", "", *exits_table(caption, runs)]
-
-
 def speeds(runs):
     """Every rule: score at counted speed-ups, share kept at 2x, and the clock's speed-up where it was measured."""
     rows = []
@@ -294,7 +289,7 @@ def ablate(runs, main_runs):
 def main(argv=None):
     p = argparse.ArgumentParser(prog="tables.py", description="Result tables in Markdown from finished runs.")
     p.error = lambda message: p.exit(2, f"tables.py: {message}; see python results/tables.py --help\n")
-    p.add_argument("--block", nargs="+", choices=("vanilla", "multi", "speeds", "geometry", "ablate", "epochs", "few", "tries", "tune",
+    p.add_argument("--block", nargs="+", choices=("vanilla", "multi", "speeds", "geometry", "ablate", "few", "tries", "tune",
                                                   "tune_vanilla", "multi_lr1e-4"), help="only these")
     p.add_argument("--runs", default=ROOT / "results" / "runs", help="folder of the blocks (results/runs)")
     p.add_argument("--write", metavar="FILE", help="replace all between <!-- results --> and <!-- /results --> in it")
@@ -302,7 +297,7 @@ def main(argv=None):
     blocks = read_runs(args.runs)
     blocks["speeds"] = blocks["geometry"] = blocks.get("multi", [])
     make = {"vanilla": vanilla, "multi": multi, "speeds": speeds, "geometry": geometry,
-            "ablate": lambda runs: ablate(runs, blocks.get("multi_lr1e-4", [])), "epochs": epochs, "few": few, "tries": tries, "tune": tune,
+            "ablate": lambda runs: ablate(runs, blocks.get("multi_lr1e-4", [])), "few": few, "tries": tries, "tune": tune,
             "tune_vanilla": lambda runs: tune(runs, "Tuning, one exit", "Score"),
             "multi_lr1e-4": lower_rate}
     wanted = [name for name in make if blocks.get(name) and name in (args.block or make)]
