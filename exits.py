@@ -26,7 +26,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTo
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import logging
 
-from glue import InputError, demo_rows, reason
+from glue import InputError, demo_rows, loader, reason, row_lengths
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -41,13 +41,13 @@ class MultiExitBert(nn.Module):
     def __init__(self, encoder, num_labels, exits="all", pooling="cls"):
         super().__init__()
         self.encoder, self.pooling = encoder, pooling
-        self._check_layers()
         self.num_layers = encoder.config.num_hidden_layers
         self.exits = parse_exits(exits, self.num_layers)
         if pooling == "mean":
             encoder.pooler = None
         elif getattr(encoder, "pooler", None) is None:
-            raise InputError("this encoder has no pooler: use --pooling mean")
+            raise InputError("this encoder has no pooler: use --pooling mean, or BERT, MiniLM, RoBERTa")
+        self._check_layers()
         positions = encoder.embeddings.position_embeddings
         first = 0 if positions.padding_idx is None else positions.padding_idx + 1           # RoBERTa counts them from 2
         self.max_length = positions.num_embeddings - first                    # tokens
@@ -71,7 +71,7 @@ class MultiExitBert(nn.Module):
         if self.pooling == "cls":
             # Under autocast the pooler would round h to bf16, whose 8 bits are too coarse for the losses.
             with torch.autocast(hidden.device.type, enabled=False):
-                return self.encoder.pooler(hidden.to(self.classifiers[0].weight.dtype))
+                return self.encoder.pooler(hidden.to(next(self.encoder.pooler.parameters()).dtype))
         weights = token_mask.unsqueeze(-1).to(hidden.dtype)                   # (N, L, 1)
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
 
@@ -103,21 +103,17 @@ class MultiExitBert(nn.Module):
     def _check_layers(self):
         """A maintainer's tripwire: walking the layers must give what the encoder's own forward gives.  MPNet, ELECTRA and
         DistilBERT do something else between or around them; a new transformers release may change a signature."""
-        encoder = self.encoder.eval()
         batch = {"input_ids": torch.tensor([[5, 6, 7, 8]] * 2), "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])}
+        self.eval()
         try:
-            hidden, mask, _ = self.embed(**batch)
-            for layer in encoder.encoder.layer:
-                hidden = layer(hidden, mask)
-            own = encoder(**batch)
-            torch.testing.assert_close(hidden, own.last_hidden_state, atol=1e-4, rtol=0)
-            if getattr(encoder, "pooler", None) is not None:
-                torch.testing.assert_close(encoder.pooler(hidden), own.pooler_output, atol=1e-4, rtol=0)
+            own = self.encoder(**batch)
+            h = own.pooler_output if self.pooling == "cls" else self.represent(own.last_hidden_state, batch["attention_mask"])
+            torch.testing.assert_close(self.encode(**batch)[-1], h, atol=1e-4, rtol=0)
         except Exception as error:                     # no such attribute, other arguments, a tuple where a tensor was, ..
-            raise InputError(f"walking the layers of this {encoder.config.model_type} model as BERT's fails ({reason(error)}; "
-                             f"transformers {transformers.__version__}); use BERT, MiniLM, RoBERTa or a kin, or adapt "
-                             "exits.py: embed and the three loops of layer(hidden, mask)") from error
-        encoder.train()
+            raise InputError(f"walking the layers of this {self.encoder.config.model_type} model as BERT's fails "
+                             f"({reason(error)}; transformers {transformers.__version__}); use BERT, MiniLM, RoBERTa or a kin, "
+                             "or adapt exits.py: embed and the two loops of layer(hidden, mask)") from error
+        self.train()
 
 
 def parse_exits(exits, num_layers):
@@ -242,14 +238,16 @@ def early_exit(model, batch, rule):
 
 
 @torch.no_grad()
-def all_exits(model, split, device, keep_h=0, batch_size=64):
+def all_exits(model, split, tokenizer, device, keep_h=0, batch_size=64):
     """One pass over a tokenised split: h (M, keep_h, d) of its first rows (all exits' h of QQP's test would take 14 GB) and
     logits (M, R, K) of all rows, float32 on the CPU, in the split's order."""
     model.eval()
     M, K = len(model.exits), model.classifiers[0].out_features
     kept, logits = torch.empty(M, min(keep_h, len(split)), model.encoder.config.hidden_size), torch.empty(M, len(split), K)
-    for rows in split.lengths.argsort(stable=True).split(batch_size):          # rows of similar length: hardly any padding
-        h, logits[:, rows] = (x.cpu() for x in model(**split.batch(rows, device)))
+    batches = row_lengths(split).argsort(stable=True).split(batch_size)       # rows of similar length: hardly any padding
+    for rows, batch in zip(batches, loader(split, batches, tokenizer)):
+        batch.pop("labels")
+        h, logits[:, rows] = (x.cpu() for x in model(**batch.to(device)))
         kept[:, rows[rows < keep_h]] = h[:, rows < keep_h]
     return kept, logits
 

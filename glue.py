@@ -1,7 +1,7 @@
 """GLUE's classification tasks: files, labels, batches, metrics, and a generated `demo` task that needs no download.
 
-A task's rows become a `Split`: texts, labels and, once tokenised, all tokens in one flat array, from which a batch is cut
-and padded to its own longest row.  Source of tasks, columns and metrics: GLUE (arXiv 1804.07461) and its download.
+A split is a `datasets.Dataset` of R rows: the task's text columns, named as on the hub, and `label` (-1 where unknown).  Once
+tokenised it has input_ids and token_type_ids in place of the texts.  Source of tasks and metrics: GLUE (arXiv 1804.07461).
 """
 
 import csv
@@ -10,7 +10,14 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import datasets
 import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import DataCollatorWithPadding
+
+datasets.disable_progress_bars()
+datasets.logging.set_verbosity(datasets.logging.CRITICAL)       # what it has to say comes back below, as one line
 
 
 class InputError(Exception):
@@ -46,44 +53,23 @@ TASKS = {
 }
 
 
-class Split:
-    """The rows of one split.  texts: list of 1 or 2 lists of R strings; labels: (R,) int64, -1 where unknown."""
+def tokenize(split, tokenizer, max_length):
+    """Tokenise once.  The table keeps all rows' tokens one behind the other as int32: Python lists would take ten times that."""
+    texts = [column for column in split.column_names if column != "label"]
+    return split.map(lambda rows: tokenizer(*(rows[column] for column in texts), truncation=True, max_length=max_length,
+                                            return_token_type_ids=True, return_attention_mask=False),
+                     batched=True, remove_columns=texts)
 
-    def __init__(self, texts, labels):
-        self.texts, self.labels = texts, torch.tensor(labels)
-        self.tokens = None
 
-    def __len__(self):
-        return len(self.labels)
+def row_lengths(split):
+    """Tokenised split -> (R,) int64, the number of tokens of each row."""
+    return torch.tensor([len(tokens) for tokens in split["input_ids"]])
 
-    def part(self, start, end):
-        """Rows start to end as a split of their own, Python's slice rules."""
-        return Split([column[start:end] for column in self.texts], self.labels[start:end].tolist())
 
-    def tokenize(self, tokenizer, max_length):
-        """Tokenise once.  All rows lie one behind the other in two flat arrays (MNLI's 393,000 rows: some 80 MB; Python lists
-        would take many times that).  Row r is tokens[starts[r]:starts[r + 1]]."""
-        tokens, types, lengths = [], [], []
-        for start in range(0, len(self), 1000):
-            out = tokenizer(*(column[start:start + 1000] for column in self.texts), truncation=True, max_length=max_length,
-                            return_token_type_ids=True, return_attention_mask=False)
-            lengths += [len(row) for row in out["input_ids"]]
-            tokens.append(torch.tensor([t for row in out["input_ids"] for t in row], dtype=torch.int32))
-            types.append(torch.tensor([t for row in out["token_type_ids"] for t in row], dtype=torch.int8))
-        self.tokens, self.types = torch.cat(tokens), torch.cat(types)                       # (all tokens,)
-        self.lengths = torch.tensor(lengths)                                                # (R,)
-        self.starts = torch.cat([torch.zeros(1, dtype=torch.int64), self.lengths.cumsum(0)])   # (R + 1,)
-        self.pad = tokenizer.pad_token_id
-
-    def batch(self, rows, device="cpu"):
-        """rows (N,) int64 -> dict of (N, L) input_ids, attention_mask, token_type_ids; L the longest of these rows."""
-        lengths = self.lengths[rows]
-        position = torch.arange(int(lengths.max()))                                         # (L,)
-        mask = position < lengths[:, None]                                                  # (N, L)
-        index = torch.where(mask, self.starts[rows][:, None] + position, 0)                 # (N, L) into the flat arrays
-        batch = {"input_ids": torch.where(mask, self.tokens[index].long(), self.pad), "attention_mask": mask.long(),
-                 "token_type_ids": torch.where(mask, self.types[index].long(), 0)}
-        return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+def loader(split, batches, tokenizer):
+    """One batch for each (N,) int64 of row numbers in `batches`: a dict of (N, L) int64 input_ids, attention_mask and
+    token_type_ids, L the longest of these rows, and (N,) labels."""
+    return DataLoader(split, batch_sampler=[rows.tolist() for rows in batches], collate_fn=DataCollatorWithPadding(tokenizer))
 
 
 def bucketed_batches(lengths, batch_size, generator, window=50):
@@ -148,18 +134,19 @@ def demo_rows(count):
 
 
 def load_task(task, data, limit_train=None, holdout=None):
-    """{"train": Split, "dev": Split, "test": Split} (MNLI: dev_matched, dev_mismatched, test_matched, test_mismatched).
+    """{"train": Dataset, "dev": Dataset, "test": Dataset} (MNLI: dev_matched, dev_mismatched, test_matched, test_mismatched).
 
     data: the hub's id, a local copy of it (`rte/train-*.parquet`), or GLUE's download (`RTE/train.tsv`).
     limit_train: only the first so many rows of train.  holdout: its last so many rows become "dev", and GLUE's dev and test
     are left out: to choose options by them.  Raises InputError.
     """
     splits = _load_splits(task, data)
-    splits["train"] = train = splits["train"].part(0, limit_train)
+    rows = range(len(splits["train"]))[:limit_train]
     if holdout is not None:
-        splits = {"train": train.part(0, -holdout), "dev": train.part(-holdout, None)}
+        splits = {"train": splits["train"], "dev": splits["train"].select(rows[-holdout:])}
+    splits["train"] = splits["train"].select(rows[:-holdout] if holdout else rows)
     for number, label in enumerate(TASKS[task].labels):
-        if not (splits["train"].labels == number).any():
+        if number not in splits["train"]["label"][:]:
             raise InputError(f"{task}: no row of train has the label {label}, and it takes all classes to train; look at the "
                              "data, --limit-train and --holdout")
     return splits
@@ -171,9 +158,8 @@ def _load_splits(task, data):
     if task not in TASKS:
         raise InputError(f"unknown task {task!r}; choose one of {', '.join(TASKS)}")
     if task == "demo":
-        *texts, labels = map(list, zip(*demo_rows(5000)))
-        whole = Split(texts, labels)
-        return {"train": whole.part(0, 4000), "dev": whole.part(4000, 4500), "test": whole.part(4500, 5000)}
+        rows = demo_rows(5000)
+        return {"train": _table(task, rows[:4000]), "dev": _table(task, rows[4000:4500]), "test": _table(task, rows[4500:])}
     kinds = ("_matched", "_mismatched") if task == "mnli" else ("",)
     names = ["train"] + [split + kind for split in ("dev", "test") for kind in kinds]
     folder = Path(data) / TASKS[task].folder
@@ -185,11 +171,14 @@ def _load_splits(task, data):
     return splits
 
 
+def _table(task, rows):
+    """rows: tuples of the task's texts and a label."""
+    names = (*TASKS[task].hub_columns, "label")
+    return Dataset.from_dict(dict(zip(names, zip(*rows))) if rows else {name: [] for name in names})
+
+
 def _read_hub(task, data, names):
     """The hub's nyu-mll/glue or a local copy of it.  There the dev split is called validation, unknown labels are -1."""
-    import datasets                                    # takes seconds to import and only this function needs it
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)    # what it logs comes back below, as one line
     spec, here = TASKS[task], Path(data) / task
     hub_names = {name: name.replace("dev", "validation") for name in names}
     if not here.is_dir() and (Path(data).exists() or data.startswith((".", "/"))):
@@ -198,16 +187,14 @@ def _read_hub(task, data, names):
     try:
         files = {hub: str(here / f"{hub}-*.parquet") for hub in hub_names.values()}
         tables = datasets.load_dataset("parquet", data_files=files) if here.is_dir() else datasets.load_dataset(data, task)
-        splits = {name: Split([list(tables[hub][column]) for column in spec.hub_columns], list(tables[hub]["label"]))
-                  for name, hub in hub_names.items()}
+        splits = {name: tables[hub].select_columns([*spec.hub_columns, "label"]) for name, hub in hub_names.items()}
     except Exception as error:                         # offline, no such id, a torn file: the library's errors have many names
         raise InputError(f"cannot load {task} from {data} ({reason(error)}); without network use --data FOLDER with GLUE's "
                          "files, or --task demo") from None
     for name, split in splits.items():
-        if not all(isinstance(text, str) for column in split.texts for text in column):
+        if not all(isinstance(text, str) for column in spec.hub_columns for text in split[column]):
             raise InputError(f"{data}: {name} of {task} has texts that are none")
-        if not name.startswith("test") and (split.labels.dtype != torch.int64 or
-                                            not all(0 <= y < len(spec.labels) for y in split.labels.tolist())):
+        if not name.startswith("test") and not set(split["label"]) <= set(range(len(spec.labels))):
             raise InputError(f"{data}: {name} of {task} has labels outside 0..{len(spec.labels) - 1}")
     return splits
 
@@ -216,13 +203,13 @@ def _read_tsv(task, path, name):
     """A file of GLUE's download.  Tabs separate, newlines end a row, quotes are plain characters."""
     spec, is_labelled = TASKS[task], not name.startswith("test")
     csv.field_size_limit(2**31 - 1)                                             # its own limit is 131,072 characters a cell
-    columns, rows, skipped = [*spec.tsv_columns, *[spec.tsv_label] * is_labelled], [], 0
+    rows, skipped = [], 0
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:              # -sig: MRPC starts with a byte-order mark
             reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
             # CoLA's train and dev have no header and four columns: source, label, the linguist's mark, sentence.
             header = ["source", "label", "mark", "sentence"] if task == "cola" and is_labelled else next(reader, [])
-            for column in columns:
+            for column in (*spec.tsv_columns, *[spec.tsv_label] * is_labelled):
                 if column not in header:
                     raise InputError(f"{path}, line 1: no column {column!r} in the header; found {', '.join(header)[:80]!r}")
             for cells in reader:
@@ -242,8 +229,7 @@ def _read_tsv(task, path, name):
         raise InputError(f"{path} cannot be read: {error}") from None
     if skipped:
         print(f"{path}: {skipped} short rows skipped", file=sys.stderr)
-    *texts, labels = map(list, zip(*rows)) if rows else ([] for _ in range(len(spec.tsv_columns) + 1))
-    return Split(texts, labels)
+    return _table(task, rows)
 
 
 def write_predictions(path, task, predictions):

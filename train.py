@@ -13,7 +13,7 @@ Each seed leaves runs/<task>_<method>_<seed>/:
 While it runs: checkpoint.pt, and the CSVs as of that checkpoint.
 The score reported is the last epoch's: nothing is picked on dev.
 
-Walk h through it: glue.Split.batch -> forward_shared (one process: MultiExitBert.forward) -> compute_losses -> fill_gradients
+Walk h through it: glue.loader -> forward_shared (one process: MultiExitBert.forward) -> compute_losses -> fill_gradients
 -> optimizer.step.
 """
 
@@ -22,26 +22,19 @@ import csv
 import json
 import math
 import os
-import platform
 import re
 import statistics
 import sys
 import time
 from pathlib import Path
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")    # cuBLAS sums in a fixed order only with this
-
-import safetensors.torch
+import filelock                                                 # comes with torch
+import safetensors.torch                                        # this and tqdm: with transformers
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import transformers
-from tqdm import tqdm                                           # comes with transformers
-
-try:
-    import fcntl
-except ImportError:                                             # Windows: there a run's folder cannot be locked
-    fcntl = None
+from tqdm import tqdm
 
 import acl
 import exits
@@ -183,21 +176,22 @@ def fill_gradients(args, model, h, ce, cl):
     return seen
 
 
-def forward_shared(model, train, rows, device, bf16, step_seed):
+def forward_shared(model, batch, bf16, step_seed):
     """The whole batch's h (M, N, d) and logits (M, N, K).  Of n processes each encodes every n-th row, then all share h.
 
     The losses see all N samples on every process.  Backward reaches a process's own rows alone, n times as strongly, so that
     the average over processes is the gradient, for the classifiers too, which every process computes whole.
     """
-    rank, n = process()
+    (rank, n), tokens = process(), batch["input_ids"]                           # (N, L)
     # A step's dropout depends on seed, step and process (up to 64) alone: going on after a kill needs no generator's state.
     torch.manual_seed(64 * step_seed + rank)
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    with torch.autocast(tokens.device.type, torch.bfloat16, enabled=bf16):
         if n == 1:
-            return model(**train.batch(rows, device))
-        mine = torch.arange(len(rows))[rank::n] if len(rows) > rank else torch.arange(1)    # no row left: 0 times row 0
-        h = model.encode(**train.batch(rows[mine], device)) * (len(rows) > rank)            # (M, N / n, d)
-        own = torch.zeros(len(h), len(rows), h.shape[-1], device=device).index_copy(1, mine.to(device), h)   # (M, N, d)
+            return model(**batch)
+        mine = slice(rank, None, n) if len(tokens) > rank else slice(1)                     # no row left: 0 times row 0
+        h = model.encode(**{name: x[mine] for name, x in batch.items()}) * (len(tokens) > rank)    # (M, N / n, d)
+        own = torch.zeros(len(h), len(tokens), h.shape[-1], device=h.device)                # (M, N, d)
+        own[:, mine] += h
         whole = own.detach().clone()
         dist.all_reduce(whole)
         h = whole + n * (own - own.detach())                                   # whole's value, n times own's gradient
@@ -234,6 +228,7 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
     """One run: train, evaluate after every epoch, leave everything in `folder`.  Returns the result (a dict)."""
     task, train = glue.TASKS[args.task], splits["train"]
     bf16, is_writer = use_bf16(args.precision, device), process()[0] == 0
+    lengths = glue.row_lengths(train)
     steps_per_epoch = math.ceil(len(train) / args.batch_size)
     total_steps = min(args.epochs * steps_per_epoch, args.max_steps or math.inf)
     optimizer, schedule = make_optimizer(args, model, total_steps)
@@ -247,14 +242,15 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
     while step < total_steps:
         epoch = step // steps_per_epoch + 1
         order = torch.Generator().manual_seed(1000 * seed + epoch)             # the epoch's order depends on nothing else
-        batches = glue.bucketed_batches(train.lengths, args.batch_size, order)
+        batches = glue.bucketed_batches(lengths, args.batch_size, order)
         todo = batches[step % steps_per_epoch:][:total_steps - step]           # all of them, unless resumed or cut
-        bar = tqdm(todo, desc=f"epoch {epoch}/{args.epochs}", disable=None if is_writer else True, leave=False)
+        bar = tqdm(glue.loader(train, todo, tokenizer), f"epoch {epoch}/{args.epochs}", disable=None if is_writer else True, leave=False)
         model.train()
         start = time.perf_counter()
-        for rows in bar:
-            h, logits = forward_shared(model, train, rows, device, bf16, seed * 1_000_003 + step)    # (M, N, d), (M, N, K)
-            ce, cl = compute_losses(args, model, h, logits, train.labels[rows].to(device))
+        for batch in bar:
+            labels = batch.to(device).pop("labels")                            # (N,)
+            h, logits = forward_shared(model, batch, bf16, seed * 1_000_003 + step)    # (M, N, d), (M, N, K)
+            ce, cl = compute_losses(args, model, h, logits, labels)
             optimizer.zero_grad(set_to_none=True)
             seen = fill_gradients(args, model, h, ce, cl)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -271,29 +267,27 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
                 logs["groups.csv"] += group_cosines(model, seen, step)
             schedule.step()
             bar.set_postfix_str(f"ce {ce_loss:.3f}, cl {cl_loss:.3f}" + (f", cosine {seen.cosine:.2f}" if seen else ""))
-            if is_writer and args.save_steps and step % args.save_steps == 0 and rows is not todo[-1]:
+            if is_writer and args.save_steps and step % args.save_steps == 0 and step % steps_per_epoch and step < total_steps:
                 save_checkpoint(folder, model, optimizer, schedule, logs, step, seconds + time.perf_counter() - start)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
         seconds += time.perf_counter() - start
 
-        dev, rows = evaluate(args, model, splits, device)
+        dev, rows = evaluate(args, model, splits, tokenizer, device)
         logs["exits.csv"] += [{"epoch": epoch, **row} for row in rows]
         if is_writer:
             save_checkpoint(folder, model, optimizer, schedule, logs, step, seconds)
             by_exit = [s[task.metrics[0]] for s in next(iter(dev.values()))[1]]
             print(f"epoch {epoch}/{args.epochs}  dev {task.metrics[0]} " + " ".join(f"{value:.1f}" for value in by_exit)
                   + f"  mean {statistics.mean(by_exit):.1f}", flush=True)
-    dev = dev or evaluate(args, model, splits, device)[0]                      # killed between the last epoch and finish
+    dev = dev or evaluate(args, model, splits, tokenizer, device)[0]                      # killed between the last epoch and finish
     return finish(args, seed, splits, model, tokenizer, device, folder, dev, logs, step, seconds) if is_writer else None
 
 
-def evaluate(args, model, splits, device):
+def evaluate(args, model, splits, tokenizer, device):
     """{dev split: (float32 logits (M, R, K), [exit 1's {metric: points}, ..])}, and exits.csv's rows without their epoch."""
     dev, rows = {}, []
     for name in (n for n in splits if n.startswith("dev")):
-        labels = splits[name].labels
-        h, logits = exits.all_exits(model, splits[name], device, GEOMETRY_ROWS)     # (M, at most GEOMETRY_ROWS, d), (M, R, K)
+        labels = torch.tensor(splits[name]["label"][:])                        # (R,)
+        h, logits = exits.all_exits(model, splits[name], tokenizer, device, GEOMETRY_ROWS)   # (M, GEOMETRY_ROWS, d), (M, R, K)
         dev[name] = logits, [glue.score(args.task, z, labels) for z in logits]
         for layer, x, classifier, scores in zip(model.exits, h, model.classifiers, dev[name][1]):
             geometry = acl.geometry(x, labels[:len(x)], classifier.weight.detach().float().cpu())
@@ -318,7 +312,7 @@ def finish(args, seed, splits, model, tokenizer, device, folder, dev, logs, step
     """Write dev_logits, model, predictions and, last of all, result.json, whose presence says "finished"."""
     metric = glue.TASKS[args.task].metrics[0]
     tensors = {f"{name}.logits": logits for name, (logits, _) in dev.items()}
-    save_whole(safetensors.torch.save_file, tensors | {f"{name}.labels": splits[name].labels for name in dev},
+    save_whole(safetensors.torch.save_file, tensors | {f"{name}.labels": torch.tensor(splits[name]["label"][:]) for name in dev},
                folder / "dev_logits.safetensors")
     (folder / "model").mkdir(exist_ok=True)
     save_whole(safetensors.torch.save_file, model.state_dict(), folder / "model" / "model.safetensors")
@@ -326,7 +320,7 @@ def finish(args, seed, splits, model, tokenizer, device, folder, dev, logs, step
     tokenizer.save_pretrained(folder / "model")
     if args.predict:
         for name in (n for n in splits if n.startswith("test")):
-            _, logits = exits.all_exits(model, splits[name], device)
+            _, logits = exits.all_exits(model, splits[name], tokenizer, device)
             file = glue.TASKS[args.task].folder + {"test_matched": "-m", "test_mismatched": "-mm"}.get(name, "") + ".tsv"
             glue.write_predictions(folder / file, args.task, logits[-1].argmax(dim=-1))
     main_split, (_, scores) = next(iter(dev.items()))
@@ -351,14 +345,13 @@ def finish(args, seed, splits, model, tokenizer, device, folder, dev, logs, step
 
 # ----------------------------------------------------------------------------------------- files: logs, checkpoint, result
 def lock(folder):
-    """Make the run's folder and refuse a second process on it.  Held as long as the returned file is open."""
+    """Make the run's folder and refuse a second process on it.  Held as long as the returned lock is."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "w")
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return file
-    except BlockingIOError:
+        held = filelock.FileLock(folder / ".lock")
+        held.acquire(blocking=False)
+        return held
+    except filelock.Timeout:
         raise InputError(f"{folder}: another process is writing this run; wait for it or choose another --output") from None
     except OSError as error:
         raise InputError(f"--output: cannot write {error.filename or folder} ({error.strerror}); choose another") from None
@@ -395,7 +388,7 @@ def load_checkpoint(folder, model, optimizer, schedule, total_steps):
 
 def run_options(args, seed):
     """What a run's numbers depend on, for its config.json."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+    versions = {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
     options = {k: v for k, v in vars(args).items() if k not in ("seeds", "output", "resume", "save_steps")}
     return {**options, "seed": seed, "processes": process()[1], "versions": versions}
 
@@ -448,6 +441,7 @@ def pick_device(wanted):
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")            # cuBLAS sums in a fixed order only with this
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         torch.use_deterministic_algorithms(True)
     return device
@@ -465,7 +459,7 @@ def run(args):
         if args.resume and any((folder / name).exists() for name in ("checkpoint.pt", "result.json")):
             check_same_run(folder, run_options(args, seed))
     splits = glue.load_task(args.task, args.data, args.limit_train, args.holdout)
-    results = []
+    results, tokenised = [], None
     for seed, folder in zip(args.seeds, folders):
         if (folder / "result.json").exists():
             if is_writer:
@@ -479,13 +473,11 @@ def run(args):
             raise InputError(f"--method {args.method} needs students: more than one exit")
         if args.max_length > model.max_length:
             raise InputError(f"--max-length {args.max_length}: this model has {model.max_length} positions")
-        for split in splits.values():
-            if split.tokens is None:
-                split.tokenize(tokenizer, args.max_length)
+        tokenised = tokenised or {name: glue.tokenize(split, tokenizer, args.max_length) for name, split in splits.items()}
         if is_writer:
             print(f"{folder}: {len(splits['train'])} rows, exits {model.exits}, {device_name(device)}, "
                   f"{'bf16' if use_bf16(args.precision, device) else 'fp32'}", flush=True)
-        result = train_one(args, seed, splits, model, tokenizer, device, folder)
+        result = train_one(args, seed, tokenised, model, tokenizer, device, folder)
         if is_writer:
             results.append(result)
             print(f"{folder}: {result['metric']} {result['score']:.2f}, {result['seconds']:.0f} s")

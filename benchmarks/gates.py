@@ -33,16 +33,17 @@ def main():
     split = glue.load_task(args.task, args.data, args.limit_train)["train"]
     encoder, tokenizer = exits.load_encoder(args.model)
     model = exits.MultiExitBert(encoder, len(glue.TASKS[args.task].labels), args.exits, args.pooling).train()
-    split.tokenize(tokenizer, args.max_length)
+    split = glue.tokenize(split, tokenizer, args.max_length)
     total = args.epochs * math.ceil(len(split) / args.batch_size)
     optimizer, schedule = train.make_optimizer(args, model, total)
     bf16 = train.use_bf16(args.precision, device)
     steps = []                                                                 # (kept at the parameters, [kept at exit m])
     for epoch in range(1, args.epochs + 1):
         order = torch.Generator().manual_seed(1000 * args.seeds[0] + epoch)
-        for rows in glue.bucketed_batches(split.lengths, args.batch_size, order):
-            h, logits = train.forward_shared(model, split, rows, device, bf16, len(steps))
-            ce, cl = train.compute_losses(args, model, h, logits, split.labels[rows])
+        for batch in glue.loader(split, glue.bucketed_batches(glue.row_lengths(split), args.batch_size, order), tokenizer):
+            labels = batch.pop("labels")
+            h, logits = train.forward_shared(model, batch, bf16, len(steps))
+            ce, cl = train.compute_losses(args, model, h, logits, labels)
             at_features = feature_decisions(ce, cl, h)
             seen = train.fill_gradients(args, model, h, ce, cl)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import datasets
 import torch
 from transformers import AutoTokenizer
 
@@ -31,15 +32,16 @@ def main():
     words = "the a man woman is was not riding reading sitting near of on in two people house city because never".split()
     texts = [[" ".join(draw.choices(words, k=draw.randint(5, 2 * mean))) for _ in range(args.rows)] for mean in (20, 11)]
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    split = glue.Split(texts, [i % 3 for i in range(args.rows)])
+    split = datasets.Dataset.from_dict({"sentence1": texts[0], "sentence2": texts[1], "label": [i % 3 for i in range(args.rows)]})
+    del texts
     before = resident_mb()
-    split.tokenize(tokenizer, max_length=128)
-    flat = sum(x.numel() * x.element_size() for x in (split.tokens, split.types, split.starts, split.lengths)) / 1e6
-    print(f"{args.rows} rows, {len(split.tokens)} tokens: {before:.0f} MB resident as text, {resident_mb():.0f} MB after tokenising, "
-          f"of them {flat:.0f} MB in flat arrays; peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB")
+    split = glue.tokenize(split, tokenizer, max_length=128)
+    lengths = glue.row_lengths(split)
+    print(f"{args.rows} rows, {lengths.sum()} tokens: {before:.0f} MB resident as text, {resident_mb():.0f} MB after tokenising, "
+          f"of them {split.data.nbytes / 1e6:.0f} MB in the table; peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB")
     start = resident_mb()
-    for rows in glue.bucketed_batches(split.lengths, 32, torch.Generator().manual_seed(0)):
-        split.batch(rows)
+    for _ in glue.loader(split, glue.bucketed_batches(lengths, 32, torch.Generator().manual_seed(0)), tokenizer):
+        pass
     print(f"after cutting one epoch's {-(-args.rows // 32)} batches: {resident_mb():.0f} MB ({resident_mb() - start:+.0f})")
 
 

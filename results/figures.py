@@ -163,7 +163,8 @@ def space(args):
         if args.exit not in config["exit_layers"]:
             raise InputError(f"{folder} has no exit {args.exit}, only {config['exit_layers']}")
         splits = glue.load_task(config["task"], config["data"], config["limit_train"], config["holdout"])
-        dev = splits[next(iter(result["dev"]))].part(0, 1000)               # QQP's 40,000 dots would be a blot
+        dev = splits[next(iter(result["dev"]))]
+        dev = dev.select(range(len(dev))[:1000])                            # QQP's 40,000 dots would be a blot
         start = str([config[name] for name in ("task", "model", "pooling", "exit_layers", "seed")])
         if start not in before:                                             # runs of one seed start from one model
             before[start] = (f"before training, seed {config['seed']}", config, dev, *untrained(config))
@@ -184,17 +185,17 @@ def untrained(config):
 
 
 def draw_space(axes, layer, title, config, dev, model, tokenizer):
-    dev.tokenize(tokenizer, config["max_length"])
+    dev, labels = glue.tokenize(dev, tokenizer, config["max_length"]), torch.tensor(dev["label"][:])           # .., (R,)
     index = config["exit_layers"].index(layer)
-    h = exits.all_exits(model, dev, torch.device("cpu"), len(dev))[0][index]                                   # (R, d)
+    h = exits.all_exits(model, dev, tokenizer, torch.device("cpu"), len(dev))[0][index]                                   # (R, d)
     rows = model.classifiers[index].weight.detach()                                                  # (K, d)
     dots, stars, share = plane(h, rows)
     for k, (colour, marker) in enumerate(CLASSES[:len(rows)]):
-        axes.scatter(*dots[dev.labels == k].T, s=7, color=colour, marker=marker, alpha=0.4, linewidths=0)
+        axes.scatter(*dots[labels == k].T, s=7, color=colour, marker=marker, alpha=0.4, linewidths=0)
     for k, (colour, _) in enumerate(CLASSES[:len(rows)]):
         name = f"{glue.TASKS[config['task']].labels[k]} (star: its label embedding)"
         axes.scatter(*stars[k], s=220, color=colour, marker="*", edgecolors="black", label=name)
-    cosine = acl.geometry(h, dev.labels, rows)["label_cosine"]
+    cosine = acl.geometry(h, labels, rows)["label_cosine"]
     axes.set_title(f"{title}\nlabel cosine {cosine:.2f}, plane holds {100 * share:.0f} %")
     axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
     axes.spines[["top", "right"]].set_visible(True)

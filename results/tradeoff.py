@@ -114,12 +114,15 @@ def at_speedup(rows, rule, speedup):
     return min(fast, key=lambda row: row["speedup"], default=None)
 
 
-def clock(model, split, rule, batch_size, device, rounds=5):
+def clock(model, split, tokenizer, rule, batch_size, device, rounds=5):
     """Seconds of the full model, seconds of early exit on the same length-sorted batches, and the counted speed-up.
 
     Warm-up, then the median of `rounds`; both take turns, so that a slow moment hits both.  The device is waited for.
     """
-    batches = [split.batch(rows, device) for rows in split.lengths.argsort(stable=True).split(batch_size)]
+    by_length = glue.row_lengths(split).argsort(stable=True).split(batch_size)
+    batches = [batch.to(device) for batch in glue.loader(split, by_length, tokenizer)]
+    for batch in batches:
+        batch.pop("labels")
 
     def run(rule):
         start = time.perf_counter()
@@ -221,7 +224,7 @@ def choose(args, run, rows):
             raise InputError(f"{folder}: {args.rule} never reaches 2x; give --threshold or --patience")
         setting |= {"threshold": row["threshold"], "patience": row["patience"]}
     split = glue.load_task(config["task"], config["data"], config["limit_train"], config["holdout"])[next(iter(result["dev"]))]
-    if split.labels.tolist() != labels.tolist():
+    if split["label"][:] != labels.tolist():
         raise InputError(f"{folder}: its dev labels are not those of {config['data']}; the data have changed")
     return setting, split
 
@@ -270,20 +273,20 @@ def write_examples(run, rule, split):
         print("exit_layer", "confidence", "prediction", "label", *task.hub_columns, sep="\t", file=file)
         for i, p in enumerate(answers):
             print(config["exit_layers"][index[i]], f"{p.max():.4f}", task.labels[p.argmax()], task.labels[labels[i]],
-                  *(column[i] for column in split.texts), sep="\t", file=file)
+                  *(split[i][column] for column in task.hub_columns), sep="\t", file=file)
     print(f"wrote {folder / 'examples.tsv'}")
 
 
 def print_clock(model, tokenizer, max_length, setting, split, device):
     """Print counted and clocked speed-up at batch 1 and 32; the rows of clock.csv."""
     model.to(device)
-    split.tokenize(tokenizer, max_length)
+    split = glue.tokenize(split, tokenizer, max_length)
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     print(f"{where}, fp32, length-sorted batches, median of 5 rounds")
     print(f"{'batch':>6}{'counted':>10}{'clocked':>10}{'clocked/counted':>17}{'full, ms/row':>14}{'exits, ms/row':>15}")
     rows = []
     for batch_size in (1, 32):
-        full, early, counted = clock(model, split, make_rule(**setting), batch_size, device)
+        full, early, counted = clock(model, split, tokenizer, make_rule(**setting), batch_size, device)
         print(f"{batch_size:>6}{counted:9.2f}x{full / early:9.2f}x{full / early / counted:17.2f}"
               f"{1000 * full / len(split):14.2f}{1000 * early / len(split):15.2f}")
         rows.append({**setting, "device": where, "batch_size": batch_size, "counted": f"{counted:.4f}",

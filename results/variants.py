@@ -89,6 +89,8 @@ def shared_pooler():
 
         def represent(self, hidden, token_mask):
             mean = super().represent(hidden, token_mask).float()                            # (N, d)
+            if self.encoder.pooler is None:                                                 # the layers' check, before it is back
+                return mean
             with torch.autocast(hidden.device.type, enabled=False):                         # else h would be rounded to bf16
                 return self.encoder.pooler(mean[:, None])                                   # it takes the first token: (N, 1, d)
     exits.MultiExitBert = Pooled
