@@ -94,15 +94,6 @@ def kd_loss(student_logits, teacher_logits, temperature):
     return temperature**2 * F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
 
 
-def center(h, label_embeddings):
-    """h minus its batch mean, label embeddings minus their class mean; shapes (N, d), (K, d) stay (our idea, `--center`).
-
-    Softmax ignores a vector added to every l_k, and the bias absorbs the part of h all samples share; cosines see both.
-    With K = 2 the centred label embeddings are exactly opposite, which is where cross-entropy drives them anyway.
-    """
-    return h - h.mean(dim=0), label_embeddings - label_embeddings.mean(dim=0)
-
-
 def geometry(h, labels, label_embeddings):
     """Three numbers that say whether samples and label embeddings are aligned; no gradient.  z = x / ||x||.
 

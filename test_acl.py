@@ -211,7 +211,7 @@ def test_kd_equals_the_slow_version_and_detaches_the_teacher():
 
 
 def test_center_makes_two_label_embeddings_opposite():
-    h, rows = acl.center(torch.randn(5, 3) + 7, torch.randn(2, 3) + 7)
+    h, rows = variants.centered(torch.randn(5, 3) + 7, torch.randn(2, 3) + 7)
     assert torch.allclose(h.sum(0), torch.zeros(3), atol=1e-5) and torch.allclose(rows[0], -rows[1], atol=1e-6)
 
 
@@ -1008,7 +1008,7 @@ def test_optimizer_groups():
 def demo_run(tmp_path_factory):
     """The README's first command, whole."""
     output = tmp_path_factory.mktemp("demo")
-    assert train.main(["--task", "demo", "--method", "acl-cl", "--output", str(output), "--predict", "--conflict-groups"]) == 0
+    assert train.main(["--task", "demo", "--method", "acl-cl", "--output", str(output), "--predict"]) == 0
     return output / "demo_acl-cl_1"
 
 
@@ -1028,9 +1028,6 @@ def test_demo_learns_and_depth_pays(demo_run):
     assert max(lrs) == lrs[100] == 1e-3 and lrs[0] == 0 and lrs[-1] < 1e-5                 # warm-up over a tenth, then down to 0
     scores = [row for row in tradeoff.read_csv(demo_run / "exits.csv") if row["epoch"] == "8"]
     assert [float(row["accuracy"]) for row in scores] == pytest.approx(result["exit_scores"])
-    groups = tradeoff.read_csv(demo_run / "groups.csv")[-7:]
-    assert [row["group"] for row in groups] == ["embeddings", "layer 1", "layer 2", "layer 3", "layer 4", "pooler",
-                                                "label embeddings"]
     predictions = (demo_run / "demo.tsv").read_text().splitlines()
     assert len(predictions) == 501 and predictions[0] == "index\tprediction"
 
@@ -1116,7 +1113,7 @@ def test_every_method_trains_with_every_gate(method, at, tmp_path, capsys):
     for rule in rules:
         if at == "features" and (rule in ("none", "project") or method == "kd"):
             continue
-        argv = ["--task", "demo", "--method", method, "--exits", "2,4", "--limit-train", "64", "--max-steps", "2", "--center",
+        argv = ["--task", "demo", "--method", method, "--exits", "2,4", "--limit-train", "64", "--max-steps", "2",
                 "--output", str(tmp_path / rule), "--conflict", rule, "--conflict-at", at]
         assert run_main(train.main, argv, capsys)[0] == 0
         steps = tradeoff.read_csv(tmp_path / rule / f"demo_{method}_1" / "steps.csv")
@@ -1124,20 +1121,53 @@ def test_every_method_trains_with_every_gate(method, at, tmp_path, capsys):
         assert (float(steps[0]["cl_loss"]) > 0) == (method != "ce")
 
 
-@pytest.mark.parametrize("change", variants.CHANGES)
-def test_variants_change_what_they_say(change, tmp_path, monkeypatch):
+PATCHED = [(acl, "acl_embed_loss"), (acl, "acl_cl_loss"), (train, "pick_teacher"), (train, "second_loss"), (train, "fill_gradients"),
+           (train, "load_checkpoint"), (train, "make_optimizer"), (train, "run_options"), (train, "run"), (exits, "MultiExitBert")]
+
+
+@pytest.fixture
+def put_back(monkeypatch):
+    """What results/variants.py replaces is put back after the test."""
+    for module, name in PATCHED:
+        monkeypatch.setattr(module, name, getattr(module, name))
+
+
+@pytest.mark.parametrize("change", [change for change in variants.CHANGES if change != "conflict-groups"])
+def test_variants_change_what_they_say(change, tmp_path, put_back):
     """Each of results/variants.py trains; it changes the first step's loss, or only what the loss leads to."""
     argv = ["--task", "demo", "--method", "acl-cl", "--limit-train", "320", "--epochs", "1", "--pooling", "mean", "--output"]
     assert train.main([*argv, str(tmp_path / "plain")]) == 0
-    for module, name in ((acl, "acl_embed_loss"), (acl, "acl_cl_loss"), (train, "pick_teacher"), (train, "second_loss"), (train, "fill_gradients"),
-                         (train, "load_checkpoint"), (train, "make_optimizer"), (train, "run_options"), (exits, "MultiExitBert")):
-        monkeypatch.setattr(module, name, getattr(module, name))               # put back after the test
     variants.CHANGES[change]()
     assert train.main([*argv, str(tmp_path / "changed")]) == 0
     plain, changed = (tradeoff.read_csv(tmp_path / name / "demo_acl-cl_1" / "steps.csv") for name in ("plain", "changed"))
     at_once = plain[0]["cl_loss"] != changed[0]["cl_loss"]                     # the loss is another, or only its gradient
-    assert change == "best-teacher" or at_once == (change in ("own-teacher", "row-anchors", "rows-only", "shared-pooler"))
+    assert change == "best-teacher" or at_once == (change in ("own-teacher", "row-anchors", "rows-only", "shared-pooler", "center"))
     assert plain[-1]["ce_loss"] != changed[-1]["ce_loss"]
+
+
+def test_conflict_groups(tmp_path, put_back, capsys):
+    """Changes no number; a line a step and group, without a gap after a resume; refuses where there are no two gradients."""
+    argv = [*DEMO, "--max-steps", "20", "--output"]
+    assert train.main([*argv, str(tmp_path / "plain")]) == 0
+    variants.conflict_groups()
+    status, error = run_main(train.main, [*argv, str(tmp_path / "changed"), "--conflict", "none"], capsys)
+    assert status == 2 and "--conflict" in error and not (tmp_path / "changed").exists()
+    optimizer_step, steps = torch.optim.AdamW.step, []
+
+    def stop(*arguments):
+        steps.append(optimizer_step(*arguments))
+        if len(steps) == 18:                                                   # after the first epoch's checkpoint
+            raise KeyboardInterrupt
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", stop)
+        assert train.main([*argv, str(tmp_path / "changed")]) == 130
+    assert train.main([*argv, str(tmp_path / "changed"), "--resume"]) == 0
+    plain, changed = (tmp_path / name / "demo_acl-cl_1" for name in ("plain", "changed"))
+    assert (plain / "steps.csv").read_bytes() == (changed / "steps.csv").read_bytes()
+    groups = ["embeddings", "layer 1", "layer 2", "layer 3", "layer 4", "pooler", "label embeddings"]
+    rows = tradeoff.read_csv(changed / "groups.csv")
+    assert [(row["step"], row["group"]) for row in rows] == [(str(step), group) for step in range(1, 21) for group in groups]
+    assert len({row["cosine"] for row in rows[-7:]}) == 7 and all(-1 <= float(row["cosine"]) <= 1 for row in rows)
 
 
 REAL_ENCODER = exits.demo_encoder
@@ -1169,7 +1199,7 @@ def distributed_child(rank, world, port, argv):
 def test_kill_and_resume_is_exact(tmp_path, capfd):
     """kill -9 ten times, in turn a moment after a checkpoint and in the midst of writing one; the same command goes on, and
     ends with the bytes of a run that nobody killed."""
-    argv = [*DEMO, "--max-steps", "40", "--save-steps", "3", "--conflict-groups", "--resume", "--output"]
+    argv = [*DEMO, "--max-steps", "40", "--save-steps", "3", "--resume", "--output"]
     a, b = (tmp_path / name / "demo_acl-cl_1" for name in ("whole", "killed"))
 
     def start(output):
@@ -1200,7 +1230,7 @@ def test_kill_and_resume_is_exact(tmp_path, capfd):
     process = start("killed")
     process.join(timeout=300)
     assert process.exitcode == 0 and kills >= 5 and len(resumed_at) >= 4 and any(step % 16 for step in resumed_at), resumed_at
-    assert read_run(a) == read_run(b) and (a / "groups.csv").read_bytes() == (b / "groups.csv").read_bytes()
+    assert read_run(a) == read_run(b)
     assert sorted(f.name for f in a.iterdir()) == sorted(f.name for f in b.iterdir() if not f.name.endswith(".new"))
     assert not (a / "checkpoint.pt").exists()
 
@@ -1329,14 +1359,16 @@ def test_full_disk(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("method, conflict", [("ce", "none"), ("scl", "none"), ("acl-embed", "none"), ("acl-grad", "discard"),
                                               ("acl-cl", "discard"), ("kd", "none")])
 @pytest.mark.parametrize("center", [False, True])
-def test_each_methods_terms(method, conflict, center):
+def test_each_methods_terms(method, conflict, center, put_back):
     """Each exit's term, weighted by its layer's number (not its place in the list); and the method's defaults."""
     model, labels = small_model(num_layers=5, exits_at="1,3,5", dropout=0.0), torch.tensor([0, 1, 1, 0, 1, 0])
     h, logits = model(**small_batch(6, 9))
-    args = train.parse_args(["--task", "rte", "--method", method, "--exits", "1,3,5", *["--center"] * center])
+    args = train.parse_args(["--task", "rte", "--method", method, "--exits", "1,3,5"])
+    if center:
+        variants.center()
     tau = 2.0 if method == "kd" else 0.5
     assert args.conflict == conflict and args.temperature == tau and args.weight == (0.5 if method == "kd" else 0.1)
-    views = [acl.center(x, c.weight) if center else (x, c.weight) for x, c in zip(h, model.classifiers)]
+    views = [variants.centered(x, c.weight) if center else (x, c.weight) for x, c in zip(h, model.classifiers)]
     (top, top_rows), z = views[-1], logits
     want = {"ce": [torch.zeros(())] * 3, "scl": [acl.scl_loss(x, labels, tau) for x, _ in views],
             "acl-embed": [acl.acl_embed_loss(x, labels, r, tau) for x, r in views],
@@ -1529,7 +1561,6 @@ BAD = {     # name: (main, folder -> arguments, word that the message must have)
     "huge seed": (train.main, demo("--seeds", str(2**40)), "--seeds"),
     "conflict without a second loss": (train.main, lambda f: ["--task", "demo", "--method", "ce", "--conflict", "discard"], "--conflict"),
     "project at the features": (train.main, demo("--conflict", "project", "--conflict-at", "features"), "--conflict-at"),
-    "groups without gradients": (train.main, demo("--conflict", "none", "--conflict-groups"), "--conflict-groups"),
     "exits the model lacks": (train.main, demo("--exits", "2,9"), "exits"),
     "exits without the last": (train.main, demo("--exits", "1,2"), "4"),
     "exits as words": (train.main, demo("--exits", "first"), "first"),

@@ -7,9 +7,9 @@
 
 Each seed leaves runs/<task>_<method>_<seed>/:
     config.json   every option, the seed, versions       steps.csv    a line a step: losses before lambda, angle, ..
-    exits.csv     an epoch and exit: scores, geometry    groups.csv   --conflict-groups: a line a step and group
-    dev_logits.safetensors   every exit's dev logits     model/       weights, encoder config, tokenizer
-    RTE.tsv ..    --predict: GLUE's submission           result.json  what the last epoch scored, the time it took
+    exits.csv     an epoch and exit: scores, geometry    model/       weights, encoder config, tokenizer
+    dev_logits.safetensors   every exit's dev logits     result.json  what the last epoch scored, the time it took
+    RTE.tsv ..    --predict: GLUE's submission
 While it runs: checkpoint.pt, and the CSVs as of that checkpoint.
 The score reported is the last epoch's: nothing is picked on dev.
 
@@ -22,7 +22,6 @@ import csv
 import json
 import math
 import os
-import re
 import statistics
 import sys
 import time
@@ -81,10 +80,8 @@ def parse_args(argv=None):
         help="a rule above, or none: one backward of the sum (discard for acl-grad and acl-cl, else none)")
     add("--conflict-at", choices=("parameters", "features"), default="parameters",
         help="features: at the representations, exit by exit, approximate, at the cost of one backward (%(default)s)")
-    add("--conflict-groups", action="store_true", help="also write groups.csv: the cosine by layer, a line a step and group")
     add("--exit-weights", choices=("depth", "uniform"), default="depth", help="exit of layer m weighs m, or 1 (%(default)s)")
     add("--students-embed", action=argparse.BooleanOptionalAction, default=True, help="acl-cl: students' own ACL-Embed (on)")
-    add("--center", action="store_true", help="subtract means before the contrastive cosines (our idea; off)")
     add("--max-length", type=int, default=128, help="tokens kept of a row (%(default)s)")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 autocast where the hardware has it")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda if there is one")
@@ -115,8 +112,6 @@ def parse_args(argv=None):
             (args.conflict_at == "features" and (args.conflict in ("none", "project") or args.method == "kd"),
              "--conflict-at features needs a contrastive term (not kd) and --conflict observe, discard or weigh"),
             (args.predict and args.holdout, "--predict needs the test split, which --holdout leaves out"),
-            (args.conflict_groups and (args.conflict == "none" or args.conflict_at == "features"),
-             "--conflict-groups needs the gradients of both losses: --conflict other than none, at the parameters"),
             (len(set(args.seeds)) != len(args.seeds) or not all(0 <= seed < 2**31 for seed in args.seeds),
              f"--seeds must be different numbers from 0 to 2147483647, not {' '.join(map(str, args.seeds))}")]:
         if wrong:
@@ -132,8 +127,6 @@ def compute_losses(args, model, h, logits, labels):
         SCL alone is a mixture, (1 - lambda) L_CE^m + lambda L_SCL^m       (arXiv 2011.01403); lambda enters in fill_gradients
     """
     pairs = [(h_m, classifier.weight) for h_m, classifier in zip(h, model.classifiers)]   # h^m (N, d), l^m (K, d)
-    if args.center:
-        pairs = [acl.center(h_m, l_m) for h_m, l_m in pairs]
     ce = [F.cross_entropy(z.float(), labels) for z in logits]
     teacher = pick_teacher(ce)
     cl = [second_loss(args, m, teacher, pairs, logits, labels) for m in range(len(ce))]
@@ -263,8 +256,6 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
             cosine, angle, kept = (f"{seen.cosine:.6f}", f"{seen.angle:.3f}", f"{seen.kept:.4f}") if seen else ("", "", "")
             logs["steps.csv"].append({"step": step, "epoch": epoch, "ce_loss": f"{ce_loss:.6f}", "cl_loss": f"{cl_loss:.6f}",
                                       "cosine": cosine, "angle": angle, "kept": kept, "lr": f"{schedule.get_last_lr()[0]:.4g}"})
-            if args.conflict_groups:
-                logs["groups.csv"] += group_cosines(model, seen, step)
             schedule.step()
             bar.set_postfix_str(f"ce {ce_loss:.3f}, cl {cl_loss:.3f}" + (f", cosine {seen.cosine:.2f}" if seen else ""))
             if is_writer and args.save_steps and step % args.save_steps == 0 and step % steps_per_epoch and step < total_steps:
@@ -293,19 +284,6 @@ def evaluate(args, model, splits, tokenizer, device):
             geometry = acl.geometry(x, labels[:len(x)], classifier.weight.detach().float().cpu())
             rows.append({"split": name, "exit_layer": layer, **{k: f"{value:.4f}" for k, value in (scores | geometry).items()}})
     return dev, rows
-
-
-def group_cosines(model, seen, step):
-    """Rows of groups.csv: the step's cosine in the embeddings, each layer, the pooler, the label embeddings."""
-    groups = {}
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
-    for name, triple in zip(names, seen.products, strict=True):
-        layer = re.search(r"\.layer\.(\d+)\.", name)
-        group = (f"layer {int(layer[1]) + 1}" if layer else "label embeddings" if name.startswith("classifiers") else
-                 "pooler" if ".pooler." in name else "embeddings")
-        if triple is not None:                                                 # both losses reach it
-            groups.setdefault(group, []).append(triple)
-    return [{"step": step, "group": group, "cosine": f"{grad_surgery.cosine(found):.4f}"} for group, found in groups.items()]
 
 
 def finish(args, seed, splits, model, tokenizer, device, folder, dev, logs, step, seconds):
@@ -371,7 +349,7 @@ def save_checkpoint(folder, model, optimizer, schedule, logs, step, seconds):
 
 def load_checkpoint(folder, model, optimizer, schedule, total_steps):
     """Put everything back.  Returns step, seconds, logs ({file: rows}): 0, 0, empty ones without a checkpoint.  InputError."""
-    path, logs = folder / "checkpoint.pt", {"steps.csv": [], "exits.csv": [], "groups.csv": []}
+    path, logs = folder / "checkpoint.pt", {"steps.csv": [], "exits.csv": []}
     if not path.exists():
         return 0, 0.0, logs
     try:
@@ -379,7 +357,7 @@ def load_checkpoint(folder, model, optimizer, schedule, total_steps):
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
-        if not 0 < state["step"] <= total_steps or state["logs"].keys() != logs.keys():
+        if not 0 < state["step"] <= total_steps or not logs.keys() <= state["logs"].keys():
             raise ValueError
         return int(state["step"]), float(state["seconds"]), state["logs"]
     except Exception as error:                         # torn or foreign in one of too many ways to list

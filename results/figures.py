@@ -1,7 +1,7 @@
 """Pictures of finished runs, small files under results/figures/; the same runs give the same bytes.
 
     python results/figures.py angles RUN ...            # the pilot: angles between CE's and the contrastive gradient
-    python results/figures.py groups RUN                # the same per layer and step (train.py --conflict-groups)
+    python results/figures.py groups RUN                # the same per layer and step (variants.py conflict-groups)
     python results/figures.py tradeoff RUN ...          # score against counted speed-up (after python exits.py RUN ...)
     python results/figures.py space RUN ... --exit 6    # dev representations and label embeddings, before and after
 
@@ -106,7 +106,7 @@ def groups(args):
     path = Path(args.runs[0]) / "groups.csv"
     rows = read_csv(path) if path.is_file() else []
     if not rows:
-        raise InputError(f"{path} is missing or empty; train with --conflict-groups")
+        raise InputError(f"{path} is missing or empty; train with results/variants.py conflict-groups")
     names = list(dict.fromkeys(row["group"] for row in rows))
     cosine = torch.tensor([float(row["cosine"] or "nan") for row in rows]).view(-1, len(names)).T    # (groups, steps)
     width = math.ceil(cosine.shape[1] / 150)                                # a column is the mean of so many steps

@@ -90,12 +90,12 @@ multi() {   # an exit at every layer
 
 vanilla() { # one exit; on RTE seed 1 of scl and acl-embed measures the plain sum's angle: the pilot at temperature 0.5
   LR+=([cola]=1e-4 [sst2/ce]=1e-4 [sst2/scl]=1e-4)          # what tune_vanilla settled on
-  local observe="--conflict observe --conflict-groups"
+  local observe="--change conflict-groups --conflict observe"
   for seed in $SEEDS; do
     for method in ce acl-grad; do runs vanilla $method "${SETTING[$method]}" --exits last; done
     for method in scl acl-embed; do
       for task in ${TASKS:-rte mrpc cola sst2}; do
-        TASKS=$task runs vanilla $method "${SETTING[$method]}" --exits last $([ $task$seed = rte1 ] && echo $observe)
+        TASKS=$task runs vanilla $method "${SETTING[$method]}" $([ $task$seed = rte1 ] && echo $observe) --exits last
       done
     done
   done
@@ -103,8 +103,8 @@ vanilla() { # one exit; on RTE seed 1 of scl and acl-embed measures the plain su
 
 pilot_temperature0.1() {
   for seed in $SEEDS; do for method in scl acl-embed; do
-    TASKS=${TASKS:-rte} runs pilot_temperature0.1 $method "--weight 0.5 --temperature 0.1" --exits last \
-      --conflict observe --conflict-groups
+    TASKS=${TASKS:-rte} runs pilot_temperature0.1 $method "--weight 0.5 --temperature 0.1" \
+      --change conflict-groups --conflict observe --exits last
   done; done
 }
 
@@ -118,8 +118,8 @@ tries() {   # what might help ACL-CL at the shallow exits, on slices of train; w
     echo "tries/depth $cl"
     echo "tries/depth $kd"
     echo "tries/depth $grad"
-    echo "tries/depth_center $cl --center"
-    echo "tries/depth_center $grad --center"
+    echo "tries/depth_center ${cl/--exits/--change center --exits}"
+    echo "tries/depth_center ${grad/--exits/--change center --exits}"
     for change in row-anchors own-teacher rows-only shared-pooler warm-up layer-wise; do
       echo "tries/depth_$change ${cl/--exits/--change $change --exits}"
     done
@@ -127,9 +127,9 @@ tries() {   # what might help ACL-CL at the shallow exits, on slices of train; w
     echo "tries/depth_layer-wise ${ce/--exits/--change layer-wise --exits}"
     echo "tries/uniform $ce --exit-weights uniform"
     echo "tries/uniform $cl --exit-weights uniform"
-    echo "tries/uniform_center $cl --exit-weights uniform --center"
-    echo "tries/depth_center_no-students-embed $cl --center --no-students-embed"
-    echo "tries/depth_center_weight2 $cl --center --weight 2"
+    echo "tries/uniform_center ${cl/--exits/--change center --exits} --exit-weights uniform"
+    echo "tries/depth_center_no-students-embed ${cl/--exits/--change center --exits} --no-students-embed"
+    echo "tries/depth_center_weight2 ${cl/--exits/--change center --exits} --weight 2"
   done; done
 }
 
@@ -169,7 +169,7 @@ ablate() {  # one change at a time to acl-grad and acl-cl of multi_lr1e-4; where
     runs ablate/none_temperature0.1 acl-cl "--weight 0.5 --temperature 0.1" --exits all --conflict none
     runs ablate/none_best-teacher acl-cl "$cl" --change best-teacher --exits all --conflict none
     runs ablate/none_no-students-embed acl-cl "$cl" --exits all --conflict none --no-students-embed
-    runs ablate/none_center acl-cl "$cl" --exits all --conflict none --center
+    runs ablate/none_center acl-cl "$cl" --change center --exits all --conflict none
     runs ablate/none_uniform acl-cl "$cl" --exits all --conflict none --exit-weights uniform
     runs ablate/uniform ce "" --exits all --exit-weights uniform
     for method in acl-grad scl; do

@@ -10,6 +10,11 @@
     rows-only      ACL-CL's keys: the teacher's label embeddings alone, no samples
     shared-pooler  h: the encoder's pooler over the mean of the tokens, one for all exits (with --pooling mean)
     layer-wise     learning rate of layer m: --lr times 0.8^(M - m); embeddings as layer 1
+    center         means are taken off h and off the label embeddings before the contrastive cosines
+
+One changes nothing and writes groups.csv, with any --conflict but none at the parameters:
+
+    conflict-groups    at every step the cosine between both gradients in the embeddings, each layer, the pooler, the rows
 """
 
 import argparse
@@ -22,7 +27,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import acl
 import exits
+import grad_surgery
 import train
+from glue import InputError
 
 
 def detached():
@@ -115,8 +122,60 @@ def layer_wise():
     train.make_optimizer = with_layers
 
 
+def center():
+    plain = train.second_loss
+
+    def second_loss(args, m, teacher, pairs, logits, labels):
+        return plain(args, m, teacher, [centered(*pair) for pair in pairs], logits, labels)
+    train.second_loss = second_loss
+
+
+def centered(h, label_embeddings):
+    """h minus its batch mean, label embeddings minus their class mean; shapes (N, d), (K, d) stay (our idea).
+
+    Softmax ignores a vector added to every l_k, and the bias absorbs the part of h all samples share; cosines see both.
+    With K = 2 the centred label embeddings are exactly opposite, which is where cross-entropy drives them anyway.
+    """
+    return h - h.mean(dim=0), label_embeddings - label_embeddings.mean(dim=0)
+
+
+def conflict_groups():
+    run, fill_gradients, load_checkpoint, logs = train.run, train.fill_gradients, train.load_checkpoint, {}
+
+    def checked(args):
+        if args.conflict == "none" or args.conflict_at == "features":
+            raise InputError("conflict-groups needs the gradients of both losses: --conflict other than none, at the parameters")
+        run(args)
+
+    def loaded(*state):
+        step, seconds, found = load_checkpoint(*state)
+        found.setdefault("groups.csv", [])                                     # saved and gone on with like the others
+        logs.update(found)
+        return step, seconds, found
+
+    def watched(args, model, *tensors):
+        seen = fill_gradients(args, model, *tensors)
+        logs["groups.csv"] += group_cosines(model, seen, len(logs["steps.csv"]) + 1)
+        return seen
+    train.run, train.load_checkpoint, train.fill_gradients = checked, loaded, watched
+
+
+def group_cosines(model, seen, step):
+    """Rows of groups.csv: the step's cosine in the embeddings, each layer, the pooler, the label embeddings."""
+    groups = {}
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    for name, triple in zip(names, seen.products, strict=True):
+        layer = re.search(r"\.layer\.(\d+)\.", name)
+        group = (f"layer {int(layer[1]) + 1}" if layer else "label embeddings" if name.startswith("classifiers") else
+                 "pooler" if ".pooler." in name else "embeddings")
+        if triple is not None:                                                 # both losses reach it
+            groups.setdefault(group, []).append(triple)
+    return [{"step": step, "group": group, "cosine": f"{grad_surgery.cosine(found):.4f}"} for group, found in groups.items()]
+
+
 CHANGES = {"detached": detached, "best-teacher": best_teacher, "row-anchors": row_anchors, "warm-up": warm_up, "own-teacher": own_teacher,
-           "rows-only": rows_only, "shared-pooler": shared_pooler, "layer-wise": layer_wise}
+           "rows-only": rows_only, "shared-pooler": shared_pooler, "layer-wise": layer_wise,
+           "center": center, "conflict-groups": conflict_groups}
 
 if __name__ == "__main__":
     if sys.argv[1:2] == [] or sys.argv[1] not in CHANGES:
