@@ -252,6 +252,5 @@ def all_exits(model, split, tokenizer, device, keep_h=0, batch_size=64):
     return kept, logits
 
 
-if __name__ == "__main__":
-    # Reports are no part of the model: the command lives beside the tables and pictures it belongs to.
+if __name__ == "__main__":                             # the report is no part of the model
     runpy.run_path(str(Path(__file__).parent / "results" / "tradeoff.py"), run_name="__main__")

@@ -54,7 +54,7 @@ TASKS = {
 
 
 def tokenize(split, tokenizer, max_length):
-    """Tokenise once.  The table keeps all rows' tokens one behind the other as int32: Python lists would take ten times that."""
+    """Tokenise once.  The table keeps all tokens one behind the other as int32; Python lists would take ten times that."""
     texts = [column for column in split.column_names if column != "label"]
     return split.map(lambda rows: tokenizer(*(rows[column] for column in texts), truncation=True, max_length=max_length,
                                             return_token_type_ids=True, return_attention_mask=False),
@@ -153,10 +153,9 @@ def load_task(task, data, limit_train=None, holdout=None):
 
 
 def _load_splits(task, data):
-    if task == "stsb":
-        raise InputError("task stsb (STS-B) is regression: it has no classes, so no label embeddings to align with")
     if task not in TASKS:
-        raise InputError(f"unknown task {task!r}; choose one of {', '.join(TASKS)}")
+        why = "STS-B is regression: no classes, so no label embeddings to align with; " * (task == "stsb")
+        raise InputError(f"unknown task {task!r}; {why}choose one of {', '.join(TASKS)}")
     if task == "demo":
         rows = demo_rows(5000)
         return {"train": _table(task, rows[:4000]), "dev": _table(task, rows[4000:4500]), "test": _table(task, rows[4500:])}

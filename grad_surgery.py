@@ -150,6 +150,5 @@ def _sums(products):
     return [sum(column) for column in zip((0.0, 0.0, 0.0), *(triple for triple in products if triple is not None))]
 
 
-if __name__ == "__main__":
-    # Reports are no part of the method: the command lives beside the tables and pictures it belongs to.
+if __name__ == "__main__":                           # the report is no part of the method
     runpy.run_path(str(Path(__file__).parent / "results" / "angles.py"), run_name="__main__")

@@ -96,11 +96,10 @@ def parse_args(argv=None):
 
     defaults = {"exits": "all" if args.method in ("acl-cl", "kd") else "last",
                 "epochs": EPOCHS.get(args.task, 3), "lr": LR.get(args.task, 2e-5),
+                "head_lr": (args.lr or LR.get(args.task, 2e-5)) * (1 if args.task == "demo" else 20),
                 "weight": 0.5 if args.method == "kd" else 0.1, "temperature": 2.0 if args.method == "kd" else 0.5,
                 "conflict": "discard" if args.method in ("acl-grad", "acl-cl") else "none"}
     vars(args).update({name: value for name, value in defaults.items() if getattr(args, name) is None})
-    if args.head_lr is None:
-        args.head_lr = args.lr * (1 if args.task == "demo" else 20)
     for name in ("epochs", "batch_size", "max_steps", "limit_train", "holdout", "save_steps", "lr", "head_lr", "temperature"):
         if getattr(args, name) is not None and not 0 < getattr(args, name) < math.inf:
             p.error(f"--{name.replace('_', '-')} must be a number above 0, not {getattr(args, name)}")
@@ -235,9 +234,9 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
     while step < total_steps:
         epoch = step // steps_per_epoch + 1
         order = torch.Generator().manual_seed(1000 * seed + epoch)             # the epoch's order depends on nothing else
-        batches = glue.bucketed_batches(lengths, args.batch_size, order)
-        todo = batches[step % steps_per_epoch:][:total_steps - step]           # all of them, unless resumed or cut
-        bar = tqdm(glue.loader(train, todo, tokenizer), f"epoch {epoch}/{args.epochs}", disable=None if is_writer else True, leave=False)
+        todo = glue.bucketed_batches(lengths, args.batch_size, order)[step % steps_per_epoch:][:total_steps - step]
+        bar = tqdm(glue.loader(train, todo, tokenizer), f"epoch {epoch}/{args.epochs}", leave=False,
+                   disable=None if is_writer else True)                        # None: where there is no terminal
         model.train()
         start = time.perf_counter()
         for batch in bar:
@@ -269,7 +268,7 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
             by_exit = [s[task.metrics[0]] for s in next(iter(dev.values()))[1]]
             print(f"epoch {epoch}/{args.epochs}  dev {task.metrics[0]} " + " ".join(f"{value:.1f}" for value in by_exit)
                   + f"  mean {statistics.mean(by_exit):.1f}", flush=True)
-    dev = dev or evaluate(args, model, splits, tokenizer, device)[0]                      # killed between the last epoch and finish
+    dev = dev or evaluate(args, model, splits, tokenizer, device)[0]           # killed between the last epoch and finish
     return finish(args, seed, splits, model, tokenizer, device, folder, dev, logs, step, seconds) if is_writer else None
 
 
@@ -278,7 +277,7 @@ def evaluate(args, model, splits, tokenizer, device):
     dev, rows = {}, []
     for name in (n for n in splits if n.startswith("dev")):
         labels = torch.tensor(splits[name]["label"][:])                        # (R,)
-        h, logits = exits.all_exits(model, splits[name], tokenizer, device, GEOMETRY_ROWS)   # (M, GEOMETRY_ROWS, d), (M, R, K)
+        h, logits = exits.all_exits(model, splits[name], tokenizer, device, GEOMETRY_ROWS)     # (M, .., d), (M, R, K)
         dev[name] = logits, [glue.score(args.task, z, labels) for z in logits]
         for layer, x, classifier, scores in zip(model.exits, h, model.classifiers, dev[name][1]):
             geometry = acl.geometry(x, labels[:len(x)], classifier.weight.detach().float().cpu())
@@ -290,8 +289,8 @@ def finish(args, seed, splits, model, tokenizer, device, folder, dev, logs, step
     """Write dev_logits, model, predictions and, last of all, result.json, whose presence says "finished"."""
     metric = glue.TASKS[args.task].metrics[0]
     tensors = {f"{name}.logits": logits for name, (logits, _) in dev.items()}
-    save_whole(safetensors.torch.save_file, tensors | {f"{name}.labels": torch.tensor(splits[name]["label"][:]) for name in dev},
-               folder / "dev_logits.safetensors")
+    save_whole(safetensors.torch.save_file, tensors | {f"{name}.labels": torch.tensor(splits[name]["label"][:])
+                                                             for name in dev}, folder / "dev_logits.safetensors")
     (folder / "model").mkdir(exist_ok=True)
     save_whole(safetensors.torch.save_file, model.state_dict(), folder / "model" / "model.safetensors")
     model.encoder.config.save_pretrained(folder / "model")
