@@ -72,7 +72,7 @@ def acl_cl_loss(student_h, teacher_h, labels, teacher_label_embeddings, temperat
     student_h (N, d) of exit m; teacher_h (N, d) of the deepest exit M; labels (N,) int64 in 0..K-1;
     teacher_label_embeddings (K, d).  The sample's own teacher vector is a positive.  Nothing flows into the teacher: both
     of its tensors are detached here (acl_grad_features relies on it).  To change what guides the students, change the keys
-    below, or who of them is positive (results/variants.py does both); keys of another exit: train.second_loss.
+    below, or who of them is positive (results/variants.py does both); another teacher: train.compute_losses.
     """
     _check(temperature, labels, teacher_label_embeddings, student_h=student_h, teacher_h=teacher_h)
     keys, key_labels = with_label_embeddings(teacher_h.detach(), labels, teacher_label_embeddings.detach())   # (N + K, d)

@@ -90,7 +90,7 @@ class MultiExitBert(nn.Module):
         return torch.stack([classifier(self.dropout(x)) for classifier, x in zip(self.classifiers, h)])
 
     def forward(self, **batch):
-        """A batch as Split.batch gives it -> h (M, N, d) and logits (M, N, K) of all M exits."""
+        """A batch of glue.loader without its label -> h (M, N, d) and logits (M, N, K) of all M exits."""
         h = self.encode(**batch)
         return h, self.classify(h)
 
@@ -101,8 +101,8 @@ class MultiExitBert(nn.Module):
 
     @torch.no_grad()
     def _check_layers(self):
-        """A maintainer's tripwire: walking the layers must give what the encoder's own forward gives.  MPNet, ELECTRA and
-        DistilBERT do something else between or around them; a new transformers release may change a signature."""
+        """A maintainer's tripwire: walking the layers must give the deepest exit the h that the encoder's own forward gives.
+        MPNet, ELECTRA, DistilBERT do something else around them; a new transformers release may change a signature."""
         batch = {"input_ids": torch.tensor([[5, 6, 7, 8]] * 2), "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])}
         self.eval()
         try:
@@ -150,7 +150,7 @@ def load_encoder(name):
 
 def demo_encoder():
     """The demo task's BERT, 4 layers, untrained (everything in it is new), and a tokenizer of the demo's words alone."""
-    words = sorted({word for row in demo_rows(2000) for sentence in row[:2] for word in sentence.split()})
+    words = sorted({word for row in demo_rows(2000) for word in f"{row['sentence1']} {row['sentence2']}".split()})
     vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
     encoder = BertModel(BertConfig(vocab_size=len(vocabulary), hidden_size=64, num_hidden_layers=4, num_attention_heads=4,
                                    intermediate_size=256, max_position_embeddings=128, initializer_range=0.1,
@@ -239,14 +239,14 @@ def early_exit(model, batch, rule):
 
 @torch.no_grad()
 def all_exits(model, split, tokenizer, device, keep_h=0, batch_size=64):
-    """One pass over a tokenised split: h (M, keep_h, d) of its first rows (all exits' h of QQP's test would take 14 GB) and
+    """One pass over a tokenised split: h (M, min(keep_h, R), d) of its first rows (all of QQP's test would take 14 GB) and
     logits (M, R, K) of all rows, float32 on the CPU, in the split's order."""
     model.eval()
     M, K = len(model.exits), model.classifiers[0].out_features
     kept, logits = torch.empty(M, min(keep_h, len(split)), model.encoder.config.hidden_size), torch.empty(M, len(split), K)
     batches = row_lengths(split).argsort(stable=True).split(batch_size)       # rows of similar length: hardly any padding
     for rows, batch in zip(batches, loader(split, batches, tokenizer)):
-        batch.pop("labels")
+        batch.pop("label")
         h, logits[:, rows] = (x.cpu() for x in model(**batch.to(device)))
         kept[:, rows[rows < keep_h]] = h[:, rows < keep_h]
     return kept, logits

@@ -1,12 +1,13 @@
 """GLUE's classification tasks: files, labels, batches, metrics, and a generated `demo` task that needs no download.
 
 A split is a `datasets.Dataset` of R rows: the task's text columns, named as on the hub, and `label` (-1 where unknown).  Once
-tokenised it has input_ids and token_type_ids in place of the texts.  Source of tasks and metrics: GLUE (arXiv 1804.07461).
+tokenised it has input_ids and token_type_ids in place of the texts.  A column is read lazily; split["label"][:] is a list.
+Source of tasks and metrics: GLUE (arXiv 1804.07461).
 """
 
-import csv
 import random
 import sys
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,6 @@ import datasets
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding
 
 datasets.disable_progress_bars()
 datasets.logging.set_verbosity(datasets.logging.CRITICAL)       # what it has to say comes back below, as one line
@@ -58,7 +58,7 @@ def tokenize(split, tokenizer, max_length):
     texts = [column for column in split.column_names if column != "label"]
     return split.map(lambda rows: tokenizer(*(rows[column] for column in texts), truncation=True, max_length=max_length,
                                             return_token_type_ids=True, return_attention_mask=False),
-                     batched=True, remove_columns=texts)
+                     batched=True, remove_columns=texts, keep_in_memory=True)
 
 
 def row_lengths(split):
@@ -68,8 +68,9 @@ def row_lengths(split):
 
 def loader(split, batches, tokenizer):
     """One batch for each (N,) int64 of row numbers in `batches`: a dict of (N, L) int64 input_ids, attention_mask and
-    token_type_ids, L the longest of these rows, and (N,) labels."""
-    return DataLoader(split, batch_sampler=[rows.tolist() for rows in batches], collate_fn=DataCollatorWithPadding(tokenizer))
+    token_type_ids, padded on the right to the longest of these rows, and (N,) int64 label."""
+    pad = partial(tokenizer.pad, padding_side="right", return_attention_mask=True, return_tensors="pt")
+    return DataLoader(split, batch_sampler=[rows.tolist() for rows in batches], collate_fn=pad)
 
 
 def bucketed_batches(lengths, batch_size, generator, window=50):
@@ -113,7 +114,7 @@ def score(task, logits, labels):
 
 # -------------------------------------------------------------------------------------------------------------------- data
 def demo_rows(count):
-    """Generated English entailment rows (sentence1, sentence2, label), all different, both labels in turn; our own.
+    """A split of generated English entailment rows, all different, both labels in turn; our own.
 
     Sentence 1 tells who did what to whom.  Sentence 2 repeats it, actively or passively (entailment), or says `never` (easy),
     names another verb (harder: two words must be compared), or reverses the roles (hard: only the order tells).  So a
@@ -130,17 +131,33 @@ def demo_rows(count):
             verb = {"never": f"never {verb}", "verb": other}.get(wrong, verb)
             who, whom = (whom, who) if wrong == "roles" else (who, whom)
         labels[sentence1, draw.choice([f"{who} {verb} {whom}", f"{whom} was {verb} by {who}"])] = label
-    return [(*sentences, label) for sentences, label in labels.items()]
+    return Dataset.from_list([{"sentence1": one, "sentence2": two, "label": label} for (one, two), label in labels.items()])
 
 
 def load_task(task, data, limit_train=None, holdout=None):
     """{"train": Dataset, "dev": Dataset, "test": Dataset} (MNLI: dev_matched, dev_mismatched, test_matched, test_mismatched).
 
     data: the hub's id, a local copy of it (`rte/train-*.parquet`), or GLUE's download (`RTE/train.tsv`).
-    limit_train: only the first so many rows of train.  holdout: its last so many rows become "dev", and GLUE's dev and test
-    are left out: to choose options by them.  Raises InputError.
+    limit_train: only the first so many rows of train.  holdout: the last so many of these become "dev", and GLUE's dev and
+    test are left out: to choose options by them.  Raises InputError.
     """
-    splits = _load_splits(task, data)
+    if task not in TASKS:
+        why = "STS-B is regression: no classes, so no label embeddings to align with; " * (task == "stsb")
+        raise InputError(f"unknown task {task!r}; {why}choose one of {', '.join(TASKS)}")
+    kinds = ("_matched", "_mismatched") if task == "mnli" else ("",)
+    names = ["train"] + [split + kind for split in ("dev", "test") for kind in kinds]
+    folder = Path(data) / TASKS[task].folder
+    if task == "demo":
+        rows = demo_rows(5000)
+        splits = {"train": rows.take(4000), "dev": rows.skip(4000).take(500), "test": rows.skip(4500)}
+    elif folder.is_dir():
+        splits = {name: _read_tsv(task, folder / f"{name}.tsv") for name in names}
+    else:
+        splits = _read_hub(task, data, names)
+    for name, split in splits.items():
+        if len(split) == 0:
+            raise InputError(f"{task}: the {name} split in {data} has no rows")
+
     rows = range(len(splits["train"]))[:limit_train]
     if holdout is not None:
         splits = {"train": splits["train"], "dev": splits["train"].select(rows[-holdout:])}
@@ -150,30 +167,6 @@ def load_task(task, data, limit_train=None, holdout=None):
             raise InputError(f"{task}: no row of train has the label {label}, and it takes all classes to train; look at the "
                              "data, --limit-train and --holdout")
     return splits
-
-
-def _load_splits(task, data):
-    if task not in TASKS:
-        why = "STS-B is regression: no classes, so no label embeddings to align with; " * (task == "stsb")
-        raise InputError(f"unknown task {task!r}; {why}choose one of {', '.join(TASKS)}")
-    if task == "demo":
-        rows = demo_rows(5000)
-        return {"train": _table(task, rows[:4000]), "dev": _table(task, rows[4000:4500]), "test": _table(task, rows[4500:])}
-    kinds = ("_matched", "_mismatched") if task == "mnli" else ("",)
-    names = ["train"] + [split + kind for split in ("dev", "test") for kind in kinds]
-    folder = Path(data) / TASKS[task].folder
-    splits = ({name: _read_tsv(task, folder / f"{name}.tsv", name) for name in names} if folder.is_dir() else
-              _read_hub(task, data, names))
-    for name, split in splits.items():
-        if len(split) == 0:
-            raise InputError(f"{task}: the {name} split in {data} has no rows")
-    return splits
-
-
-def _table(task, rows):
-    """rows: tuples of the task's texts and a label."""
-    names = (*TASKS[task].hub_columns, "label")
-    return Dataset.from_dict(dict(zip(names, zip(*rows))) if rows else {name: [] for name in names})
 
 
 def _read_hub(task, data, names):
@@ -192,43 +185,44 @@ def _read_hub(task, data, names):
                          "files, or --task demo") from None
     for name, split in splits.items():
         if not all(isinstance(text, str) for column in spec.hub_columns for text in split[column]):
-            raise InputError(f"{data}: {name} of {task} has texts that are none")
-        if not name.startswith("test") and not set(split["label"]) <= set(range(len(spec.labels))):
-            raise InputError(f"{data}: {name} of {task} has labels outside 0..{len(spec.labels) - 1}")
+            raise InputError(f"{data}: {name} of {task} has a text that is missing or no string")
+        allowed = range(-1 if name.startswith("test") else 0, len(spec.labels))
+        if not all(type(label) is int and label in allowed for label in split["label"]):
+            raise InputError(f"{data}: {name} of {task} has labels outside {allowed[0]}..{allowed[-1]}")
     return splits
 
 
-def _read_tsv(task, path, name):
+def _read_tsv(task, path):
     """A file of GLUE's download.  Tabs separate, newlines end a row, quotes are plain characters."""
-    spec, is_labelled = TASKS[task], not name.startswith("test")
-    csv.field_size_limit(2**31 - 1)                                             # its own limit is 131,072 characters a cell
+    spec, is_labelled = TASKS[task], not path.name.startswith("test")
     rows, skipped = [], 0
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:              # -sig: MRPC starts with a byte-order mark
-            reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        with open(path, encoding="utf-8-sig") as file:                          # -sig: MRPC starts with a byte-order mark
+            lines = enumerate((line.rstrip("\n").split("\t") for line in file), start=1)
             # CoLA's train and dev have no header and four columns: source, label, the linguist's mark, sentence.
-            header = ["source", "label", "mark", "sentence"] if task == "cola" and is_labelled else next(reader, [])
+            header = ["source", "label", "mark", "sentence"] if task == "cola" and is_labelled else next(lines, (1, []))[1]
             for column in (*spec.tsv_columns, *[spec.tsv_label] * is_labelled):
                 if column not in header:
                     raise InputError(f"{path}, line 1: no column {column!r} in the header; found {', '.join(header)[:80]!r}")
-            for cells in reader:
-                if task == "qqp" and name == "train" and len(cells) < len(header):     # known faults of the download
+            for number, cells in lines:
+                if task == "qqp" and path.name == "train.tsv" and len(cells) < len(header):     # known faults of the download
                     skipped += 1
                     continue
                 if len(cells) != len(header):
-                    raise InputError(f"{path}, line {reader.line_num}: {len(cells)} columns where the header has {len(header)}")
+                    raise InputError(f"{path}, line {number}: {len(cells)} columns where the header has {len(header)}")
                 row = dict(zip(header, cells))
                 label = row[spec.tsv_label] if is_labelled else None
                 if is_labelled and label not in spec.labels:
-                    raise InputError(f"{path}, line {reader.line_num}: label {label[:40]!r} is not {' or '.join(spec.labels)}")
-                rows.append((*(row[column] for column in spec.tsv_columns), spec.labels.index(label) if is_labelled else -1))
+                    raise InputError(f"{path}, line {number}: label {label[:40]!r} is not {' or '.join(spec.labels)}")
+                texts = {hub: row[tsv] for hub, tsv in zip(spec.hub_columns, spec.tsv_columns)}
+                rows.append(texts | {"label": spec.labels.index(label) if is_labelled else -1})
     except FileNotFoundError:
-        raise InputError(f"{path} is missing; --data needs {spec.folder}/ with {name}.tsv in it") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is missing; --data needs {spec.folder}/ with {path.name} in it") from None
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if skipped:
         print(f"{path}: {skipped} short rows skipped", file=sys.stderr)
-    return _table(task, rows)
+    return Dataset.from_list(rows)
 
 
 def write_predictions(path, task, predictions):

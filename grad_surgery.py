@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import torch
 
-# A new rule: a line here and a branch in _decide (and what acl_grad_features and train.py say of project, if it is like that).
+# A new rule: a line here and a branch in _decide; one that is more than a factor: refuse it where project is refused.
 RULES = {
     "observe": "keep everything: the plain sum, its angle measured (the paper's pilot)",
     "discard": "drop the contrastive gradient on conflict (the paper's ACL-Grad)",

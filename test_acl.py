@@ -603,7 +603,7 @@ def labels_of(split):
 def one_batch(split, rows, tokenizer):
     """The rows as one batch without their labels."""
     batch, = glue.loader(split, [torch.as_tensor(rows)], tokenizer)
-    batch.pop("labels")
+    batch.pop("label")
     return batch
 
 
@@ -711,6 +711,8 @@ def test_runs_that_do_not_fit_one_table_or_their_data(tmp_path, capsys):
     one = tiny_run(tmp_path)
     two = shutil.copytree(one, tmp_path / "two")
     config = json.loads((two / "config.json").read_text())
+    tradeoff.check_one_table([(folder, c, *tradeoff.load_run(one)[1:]) for folder, c in          # an option that is off is none
+                              ((one, config), (two, config | {"seed": 2, "an_older_option": False}))])
     for change, word in (({"exit_layers": [1, 2, 3, 5]}, "differs"), ({"weight": 3}, "other options"), ({}, "its seed")):
         (two / "config.json").write_text(json.dumps(config | change))
         status, error = run_main(tradeoff.main, [one, two], capsys)
@@ -822,11 +824,12 @@ def test_real_files(task, counts, first, ones):
 
 
 @pytest.mark.parametrize("padding", [0, 3])
-def test_batches_hold_their_rows_padded_to_the_longest(padding):
-    """With the library's tokenizer, whatever its number of [PAD].  The second row loses its end to max_length."""
+@pytest.mark.parametrize("odd", [{}, {"padding_side": "left"}, {"model_input_names": ["input_ids"]}])
+def test_batches_hold_their_rows_padded_to_the_longest(padding, odd):
+    """With the library's tokenizer, whatever it would like to pad with, on which side, and which names it knows."""
     words = ["[UNK]", "[CLS]", "[SEP]", "a", "b", "c"]
     words.insert(padding, "[PAD]")
-    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)}, **odd)
     pad, cls, sep, a, b, c = (words.index(word) for word in ("[PAD]", "[CLS]", "[SEP]", "a", "b", "c"))
     split = datasets.Dataset.from_dict({"sentence1": ["a", "a b c", ""], "sentence2": ["b", "c a", "c"], "label": [0, 1, 1]})
     split = glue.tokenize(split, tokenizer, max_length=7)
@@ -836,7 +839,7 @@ def test_batches_hold_their_rows_padded_to_the_longest(padding):
                                          [cls, a, sep, b, sep, pad, pad]]
     assert one["attention_mask"].tolist() == [[1] * 7, [1] * 4 + [0] * 3, [1] * 5 + [0] * 2]
     assert one["token_type_ids"].tolist() == [[0] * 4 + [1] * 3, [0, 0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 0, 0]]
-    assert one["labels"].tolist() == [1, 1, 0] and two["input_ids"].tolist() == [[cls, sep, c, sep]]
+    assert one["label"].tolist() == [1, 1, 0] and two["input_ids"].tolist() == [[cls, sep, c, sep]]
     assert {batch[name].dtype for batch in (one, two) for name in batch} == {torch.int64}
     assert split.features["input_ids"].feature.dtype == "int32"              # a table: MNLI must not become Python lists
 
@@ -920,6 +923,12 @@ def test_short_rows_are_an_error_outside_qqps_train(tmp_path):
         glue.load_task("qqp", write_download(tmp_path, "qqp", dev=DOWNLOAD["qqp"][0] + "5\t6\n"))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_cache_left(tmp_path_factory):
+    """What the datasets library keeps of Parquet files goes where pytest cleans up, not into the home folder."""
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+
+
 def test_hub_copy_of_mnli_and_foreign_labels(tmp_path):
     (tmp_path / "mnli").mkdir()
     def write(name, labels):
@@ -931,9 +940,23 @@ def test_hub_copy_of_mnli_and_foreign_labels(tmp_path):
     assert {name: split["premise"][0] for name, split in splits.items()} == {
         "train": "trainA", "dev_matched": "validation_matchedA", "dev_mismatched": "validation_mismatchedA",
         "test_matched": "test_matchedA", "test_mismatched": "test_mismatchedA"}
-    write("validation_matched", [0, 1, 3])
-    with pytest.raises(glue.InputError, match="labels outside"):
-        glue.load_task("mnli", str(tmp_path))
+    for name, labels in (("validation_matched", [0, 1, 3]), ("train", [0.0, 1.0, 2.0]), ("train", [False, True, True]),
+                         ("train", [0, 1, None]), ("test_matched", [None] * 3)):
+        write(name, labels)
+        with pytest.raises(glue.InputError, match="labels outside"):
+            glue.load_task("mnli", str(tmp_path))
+        write(name, [0, 1, 2])
+
+
+def test_tokenising_leaves_nothing_on_disk(tmp_path):
+    (tmp_path / "rte").mkdir()
+    for name in ("train", "validation", "test"):
+        datasets.Dataset.from_dict({"sentence1": ["A", "C"], "sentence2": ["B", "D"], "label": [0, 1]}).to_parquet(
+            tmp_path / "rte" / f"{name}-00000-of-00001.parquet")
+    split = glue.load_task("rte", str(tmp_path))["train"]
+    files = lambda: sorted(datasets.config.HF_DATASETS_CACHE.rglob("*"))
+    before = files()
+    assert before and glue.tokenize(split, Words(), 16).cache_files == [] and files() == before
 
 
 # ------------------------------------------------------------------------------------------------------------------- train
@@ -1121,7 +1144,7 @@ def test_every_method_trains_with_every_gate(method, at, tmp_path, capsys):
         assert (float(steps[0]["cl_loss"]) > 0) == (method != "ce")
 
 
-PATCHED = [(acl, "acl_embed_loss"), (acl, "acl_cl_loss"), (train, "pick_teacher"), (train, "second_loss"), (train, "fill_gradients"),
+PATCHED = [(acl, "acl_embed_loss"), (acl, "acl_cl_loss"), (train, "second_loss"), (train, "fill_gradients"),
            (train, "load_checkpoint"), (train, "make_optimizer"), (train, "run_options"), (train, "run"), (exits, "MultiExitBert")]
 
 
@@ -1286,6 +1309,12 @@ def test_finished_and_foreign_runs(tmp_path, capsys):
     assert run_main(train.main, [*argv, "--resume"], capsys)[0] == 0 and read_run(folder) == before
     status, error = run_main(train.main, [*argv, "--resume", "--lr", "0.1"], capsys)
     assert status == 2 and "another lr" in error and read_run(folder) == before
+    # a run of results/variants.py is another run
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"change": "center"}))
+    status, error = run_main(train.main, [*argv, "--resume"], capsys)
+    assert status == 2 and "another change" in error
+    (folder / "config.json").write_text(json.dumps(config))
     # an unfinished run: torn checkpoint, other options, a second process
     (folder / "result.json").unlink()
     torch.save({"step": 1}, folder / "checkpoint.pt")
@@ -1442,17 +1471,18 @@ def test_finish_by_hand(tmp_path):
     splits = {name: words_split(4 if name != "test_mismatched" else 5) for name in
               ("train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched")}
     logits = torch.stack([F.one_hot(torch.tensor([0, 1, 2, 1]), 3), F.one_hot(torch.tensor([0, 1, 1, 1]), 3)]).float()
-    scores = [{"accuracy": 75.0}, {"accuracy": 50.0}]
-    dev = {"dev_matched": (logits, scores), "dev_mismatched": (logits.clone(), [{"accuracy": 1.0}, {"accuracy": 2.0}])}
+    dev = {"dev_matched.logits": logits, "dev_mismatched.logits": logits.clone()}
     logs = {"exits.csv": [dict(zip(("epoch", "split", "exit_layer", "accuracy"), row)) for row in (
-                (1, "dev_matched", 1, "99"), (1, "dev_matched", 2, "40"), (2, "dev_matched", 1, "75"),
-                (2, "dev_matched", 2, "60"), (2, "dev_mismatched", 2, "98"), (3, "dev_matched", 2, "50"))],
+                (1, "dev_matched", 1, 99.0), (1, "dev_matched", 2, 40.0), (2, "dev_matched", 1, 75.0),
+                (2, "dev_matched", 2, 60.0), (2, "dev_mismatched", 2, 98.0), (3, "dev_matched", 1, 75.0),
+                (3, "dev_matched", 2, 50.0), (3, "dev_mismatched", 1, 1.0), (3, "dev_mismatched", 2, 2.0))],
             "steps.csv": [dict(zip(("cosine", "angle", "kept"), row)) for row in (
                 ("0.0", "90.000", "1.0000"), ("nan", "nan", "0.0000"), ("-0.5", "120.000", "0.0000"),
                 ("0.1", "84.261", "1.0000"), ("", "", ""))]}
     (tmp_path / "checkpoint.pt").write_bytes(b"")
-    result = train.finish(args, 1, splits, model, Words(), torch.device("cpu"), tmp_path, dev, logs, 6, 3.0)
-    assert result == json.loads((tmp_path / "result.json").read_text()) and not (tmp_path / "checkpoint.pt").exists()
+    train.finish(args, 1, splits, model, Words(), torch.device("cpu"), tmp_path, dev, logs, 6, 3.0)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert not (tmp_path / "checkpoint.pt").exists()
     assert result["score"] == 50 and result["exit_scores"] == [75, 50] and result["mean_exit_score"] == 62.5
     assert result["dev"] == {"dev_matched": {"accuracy": 50}, "dev_mismatched": {"accuracy": 2}}
     assert result["best_epoch_picked_on_dev"] == {"epoch": 2, "score": 60}
@@ -1470,12 +1500,12 @@ def test_geometry_is_each_exits_own():
     args = train.parse_args(["--task", "rte", "--method", "ce"])
     dev, rows = train.evaluate(args, model, {"dev": split, "train": split}, Words(), torch.device("cpu"))
     h, logits = exits.all_exits(model, split, Words(), torch.device("cpu"), keep_h=9)
-    assert list(dev) == ["dev"] and torch.equal(dev["dev"][0], logits)
-    assert dev["dev"][1] == [{"accuracy": glue.accuracy(z.argmax(-1), labels_of(split))} for z in logits]
+    assert list(dev) == ["dev.logits", "dev.labels"] and torch.equal(dev["dev.logits"], logits)
+    assert torch.equal(dev["dev.labels"], labels_of(split))
     for m, row in enumerate(rows):
         geometry = acl.geometry(h[m], labels_of(split), model.classifiers[m].weight.detach())
-        numbers = {name: f"{value:.4f}" for name, value in (dev["dev"][1][m] | geometry).items()}
-        assert row == {"split": "dev", "exit_layer": m + 1, **numbers}
+        accuracy = glue.accuracy(logits[m].argmax(-1), labels_of(split))
+        assert row == {"split": "dev", "exit_layer": m + 1, "accuracy": accuracy, **geometry}
 
 
 

@@ -13,12 +13,11 @@ Each seed leaves runs/<task>_<method>_<seed>/:
 While it runs: checkpoint.pt, and the CSVs as of that checkpoint.
 The score reported is the last epoch's: nothing is picked on dev.
 
-Walk h through it: glue.loader -> forward_shared (one process: MultiExitBert.forward) -> compute_losses -> fill_gradients
+A step, in this order: glue.loader -> forward_shared (one process: MultiExitBert.forward) -> compute_losses -> fill_gradients
 -> optimizer.step.
 """
 
 import argparse
-import csv
 import json
 import math
 import os
@@ -28,6 +27,7 @@ import time
 from pathlib import Path
 
 import filelock                                                 # comes with torch
+import pandas                                                   # with datasets
 import safetensors.torch                                        # this and tqdm: with transformers
 import torch
 import torch.distributed as dist
@@ -127,15 +127,10 @@ def compute_losses(args, model, h, logits, labels):
     """
     pairs = [(h_m, classifier.weight) for h_m, classifier in zip(h, model.classifiers)]   # h^m (N, d), l^m (K, d)
     ce = [F.cross_entropy(z.float(), labels) for z in logits]
-    teacher = pick_teacher(ce)
+    teacher = len(ce) - 1                                                      # the deepest exit guides the others
     cl = [second_loss(args, m, teacher, pairs, logits, labels) for m in range(len(ce))]
     w = [layer if args.exit_weights == "depth" else 1 for layer in model.exits]
     return [[w_m / sum(w) * loss for w_m, loss in zip(w, losses)] for losses in (ce, cl)]
-
-
-def pick_teacher(ce):
-    """The exits' M cross-entropies -> index of the exit that guides the others: the deepest, whatever its loss."""
-    return len(ce) - 1
 
 
 def second_loss(args, m, teacher, pairs, logits, labels):
@@ -180,7 +175,7 @@ def forward_shared(model, batch, bf16, step_seed):
     with torch.autocast(tokens.device.type, torch.bfloat16, enabled=bf16):
         if n == 1:
             return model(**batch)
-        mine = slice(rank, None, n) if len(tokens) > rank else slice(1)                     # no row left: 0 times row 0
+        mine = slice(rank, None, n) if len(tokens) > rank else slice(1)                     # no row left: row 0, times 0
         h = model.encode(**{name: x[mine] for name, x in batch.items()}) * (len(tokens) > rank)    # (M, N / n, d)
         own = torch.zeros(len(h), len(tokens), h.shape[-1], device=h.device)                # (M, N, d)
         own[:, mine] += h
@@ -217,7 +212,7 @@ def make_optimizer(args, model, total_steps):
 
 # ----------------------------------------------------------------------------------------------------------- one whole run
 def train_one(args, seed, splits, model, tokenizer, device, folder):
-    """One run: train, evaluate after every epoch, leave everything in `folder`.  Returns the result (a dict)."""
+    """One run: train, evaluate after every epoch, leave everything in `folder`."""
     task, train = glue.TASKS[args.task], splits["train"]
     bf16, is_writer = use_bf16(args.precision, device), process()[0] == 0
     lengths = glue.row_lengths(train)
@@ -229,6 +224,8 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
     if is_writer:
         write_json(folder / "config.json", {**run_options(args, seed), "exit_layers": model.exits, "bf16": bf16,
                                             "num_labels": len(task.labels), "device_name": device_name(device)})
+        print(f"{folder}: {len(train)} rows, exits {model.exits}, {device_name(device)}, "
+              f"{'bf16' if bf16 else 'fp32'}", flush=True)
     dev = None
 
     while step < total_steps:
@@ -240,7 +237,7 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
         model.train()
         start = time.perf_counter()
         for batch in bar:
-            labels = batch.to(device).pop("labels")                            # (N,)
+            labels = batch.to(device).pop("label")                             # (N,); `to` moves the batch in place
             h, logits = forward_shared(model, batch, bf16, seed * 1_000_003 + step)    # (M, N, d), (M, N, K)
             ce, cl = compute_losses(args, model, h, logits, labels)
             optimizer.zero_grad(set_to_none=True)
@@ -265,51 +262,50 @@ def train_one(args, seed, splits, model, tokenizer, device, folder):
         logs["exits.csv"] += [{"epoch": epoch, **row} for row in rows]
         if is_writer:
             save_checkpoint(folder, model, optimizer, schedule, logs, step, seconds)
-            by_exit = [s[task.metrics[0]] for s in next(iter(dev.values()))[1]]
+            by_exit = [row[task.metrics[0]] for row in rows[:len(model.exits)]]    # the first dev split's
             print(f"epoch {epoch}/{args.epochs}  dev {task.metrics[0]} " + " ".join(f"{value:.1f}" for value in by_exit)
                   + f"  mean {statistics.mean(by_exit):.1f}", flush=True)
     dev = dev or evaluate(args, model, splits, tokenizer, device)[0]           # killed between the last epoch and finish
-    return finish(args, seed, splits, model, tokenizer, device, folder, dev, logs, step, seconds) if is_writer else None
+    if is_writer:
+        finish(args, seed, splits, model, tokenizer, device, folder, dev, logs, step, seconds)
 
 
 def evaluate(args, model, splits, tokenizer, device):
-    """{dev split: (float32 logits (M, R, K), [exit 1's {metric: points}, ..])}, and exits.csv's rows without their epoch."""
-    dev, rows = {}, []
+    """What dev_logits.safetensors holds: float32 logits (M, R, K) and labels (R,); and exits.csv's rows without their epoch."""
+    tensors, rows = {}, []
     for name in (n for n in splits if n.startswith("dev")):
         labels = torch.tensor(splits[name]["label"][:])                        # (R,)
         h, logits = exits.all_exits(model, splits[name], tokenizer, device, GEOMETRY_ROWS)     # (M, .., d), (M, R, K)
-        dev[name] = logits, [glue.score(args.task, z, labels) for z in logits]
-        for layer, x, classifier, scores in zip(model.exits, h, model.classifiers, dev[name][1]):
+        tensors |= {f"{name}.logits": logits, f"{name}.labels": labels}
+        for layer, x, z, classifier in zip(model.exits, h, logits, model.classifiers):
             geometry = acl.geometry(x, labels[:len(x)], classifier.weight.detach().float().cpu())
-            rows.append({"split": name, "exit_layer": layer, **{k: f"{value:.4f}" for k, value in (scores | geometry).items()}})
-    return dev, rows
+            rows.append({"split": name, "exit_layer": layer, **glue.score(args.task, z, labels), **geometry})
+    return tensors, rows
 
 
 def finish(args, seed, splits, model, tokenizer, device, folder, dev, logs, step, seconds):
     """Write dev_logits, model, predictions and, last of all, result.json, whose presence says "finished"."""
-    metric = glue.TASKS[args.task].metrics[0]
-    tensors = {f"{name}.logits": logits for name, (logits, _) in dev.items()}
-    save_whole(safetensors.torch.save_file, tensors | {f"{name}.labels": torch.tensor(splits[name]["label"][:])
-                                                             for name in dev}, folder / "dev_logits.safetensors")
-    (folder / "model").mkdir(exist_ok=True)
-    save_whole(safetensors.torch.save_file, model.state_dict(), folder / "model" / "model.safetensors")
-    model.encoder.config.save_pretrained(folder / "model")
+    task, metric = glue.TASKS[args.task], glue.TASKS[args.task].metrics[0]
+    save_whole(safetensors.torch.save_file, dev, folder / "dev_logits.safetensors")
+    model.encoder.config.save_pretrained(folder / "model")                     # makes the folder
     tokenizer.save_pretrained(folder / "model")
+    save_whole(safetensors.torch.save_file, model.state_dict(), folder / "model" / "model.safetensors")
     if args.predict:
         for name in (n for n in splits if n.startswith("test")):
             _, logits = exits.all_exits(model, splits[name], tokenizer, device)
-            file = glue.TASKS[args.task].folder + {"test_matched": "-m", "test_mismatched": "-mm"}.get(name, "") + ".tsv"
+            file = task.folder + {"test_matched": "-m", "test_mismatched": "-mm"}.get(name, "") + ".tsv"
             glue.write_predictions(folder / file, args.task, logits[-1].argmax(dim=-1))
-    main_split, (_, scores) = next(iter(dev.items()))
-    by_exit = [s[metric] for s in scores]
+    last = [row for row in logs["exits.csv"] if row["epoch"] == logs["exits.csv"][-1]["epoch"]]
+    main_split = last[0]["split"]
+    by_exit = [row[metric] for row in last if row["split"] == main_split]
     best = max((row for row in logs["exits.csv"] if (row["split"], row["exit_layer"]) == (main_split, model.exits[-1])),
-               key=lambda row: float(row[metric]))
+               key=lambda row: row[metric])
     angles, kept = ([float(row[name]) for row in logs["steps.csv"] if row["angle"]] for name in ("angle", "kept"))
     batches = math.ceil(len(splits["train"]) / args.batch_size)
     result = {"task": args.task, "method": args.method, "seed": seed, "metric": metric, "score": by_exit[-1],
-              "dev": {name: scores[-1] for name, (_, scores) in dev.items()}, "exit_layers": model.exits,
-              "exit_scores": by_exit, "mean_exit_score": statistics.mean(by_exit),
-              "best_epoch_picked_on_dev": {"epoch": best["epoch"], "score": float(best[metric])}, "steps": step,
+              "dev": {row["split"]: {name: row[name] for name in task.metrics} for row in last},       # the deepest exit's
+              "exit_layers": model.exits, "exit_scores": by_exit, "mean_exit_score": statistics.mean(by_exit),
+              "best_epoch_picked_on_dev": {"epoch": best["epoch"], "score": best[metric]}, "steps": step,
               "conflict_share": statistics.mean(not angle <= 90 for angle in angles) if angles else None,
               "non_finite": sum(math.isnan(angle) for angle in angles),
               "kept": statistics.mean(kept) if kept else None, "seconds": round(seconds, 2),
@@ -317,7 +313,7 @@ def finish(args, seed, splits, model, tokenizer, device, folder, dev, logs, step
               "device": device_name(device)}
     write_json(folder / "result.json", result)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
-    return result
+    print(f"{folder}: {metric} {by_exit[-1]:.2f}, {seconds:.0f} s")
 
 
 # ----------------------------------------------------------------------------------------- files: logs, checkpoint, result
@@ -325,9 +321,7 @@ def lock(folder):
     """Make the run's folder and refuse a second process on it.  Held as long as the returned lock is."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = filelock.FileLock(folder / ".lock")
-        held.acquire(blocking=False)
-        return held
+        return filelock.FileLock(folder / ".lock").acquire(blocking=False)
     except filelock.Timeout:
         raise InputError(f"{folder}: another process is writing this run; wait for it or choose another --output") from None
     except OSError as error:
@@ -340,10 +334,7 @@ def save_checkpoint(folder, model, optimizer, schedule, logs, step, seconds):
                             "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, folder / "checkpoint.pt")
     for name, rows in logs.items():
         if rows:
-            with open(folder / name, "w", newline="") as file:
-                writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
+            pandas.DataFrame(rows).to_csv(folder / name, index=False, float_format="%.4f", na_rep="nan", lineterminator="\n")
 
 
 def load_checkpoint(folder, model, optimizer, schedule, total_steps):
@@ -367,7 +358,7 @@ def run_options(args, seed):
     """What a run's numbers depend on, for its config.json."""
     versions = {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
     options = {k: v for k, v in vars(args).items() if k not in ("seeds", "output", "resume", "save_steps")}
-    return {**options, "seed": seed, "processes": process()[1], "versions": versions}
+    return {**options, "seed": seed, "change": None, "processes": process()[1], "versions": versions}    # results/variants.py
 
 
 def check_same_run(folder, options):
@@ -436,12 +427,11 @@ def run(args):
         if args.resume and any((folder / name).exists() for name in ("checkpoint.pt", "result.json")):
             check_same_run(folder, run_options(args, seed))
     splits = glue.load_task(args.task, args.data, args.limit_train, args.holdout)
-    results, tokenised = [], None
+    tokenised = None
     for seed, folder in zip(args.seeds, folders):
         if (folder / "result.json").exists():
             if is_writer:
                 print(f"{folder}: finished, skipped")
-                results.append(json.loads((folder / "result.json").read_text(encoding="utf-8")))
             continue
         torch.manual_seed(seed)                                                # what is new in the model starts from here
         encoder, tokenizer = exits.demo_encoder() if args.task == "demo" else exits.load_encoder(args.model)
@@ -451,16 +441,10 @@ def run(args):
         if args.max_length > model.max_length:
             raise InputError(f"--max-length {args.max_length}: this model has {model.max_length} positions")
         tokenised = tokenised or {name: glue.tokenize(split, tokenizer, args.max_length) for name, split in splits.items()}
-        if is_writer:
-            print(f"{folder}: {len(splits['train'])} rows, exits {model.exits}, {device_name(device)}, "
-                  f"{'bf16' if use_bf16(args.precision, device) else 'fp32'}", flush=True)
-        result = train_one(args, seed, tokenised, model, tokenizer, device, folder)
-        if is_writer:
-            results.append(result)
-            print(f"{folder}: {result['metric']} {result['score']:.2f}, {result['seconds']:.0f} s")
-    scores = [r["score"] for r in results]
-    if len(scores) > 1:
-        print(f"{args.task} {args.method}: {results[0]['metric']} {statistics.mean(scores):.2f} "
+        train_one(args, seed, tokenised, model, tokenizer, device, folder)
+    if is_writer and len(folders) > 1:
+        scores = [json.loads((folder / "result.json").read_text(encoding="utf-8"))["score"] for folder in folders]
+        print(f"{args.task} {args.method}: {glue.TASKS[args.task].metrics[0]} {statistics.mean(scores):.2f} "
               f"sd {statistics.stdev(scores):.2f} ({len(scores)} seeds)")
 
 

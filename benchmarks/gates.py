@@ -41,7 +41,7 @@ def main():
     for epoch in range(1, args.epochs + 1):
         order = torch.Generator().manual_seed(1000 * args.seeds[0] + epoch)
         for batch in glue.loader(split, glue.bucketed_batches(glue.row_lengths(split), args.batch_size, order), tokenizer):
-            labels = batch.pop("labels")
+            labels = batch.pop("label")
             h, logits = train.forward_shared(model, batch, bf16, len(steps))
             ce, cl = train.compute_losses(args, model, h, logits, labels)
             at_features = feature_decisions(ce, cl, h)

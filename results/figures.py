@@ -57,7 +57,7 @@ def by_label(folders):
     labels = {}
     for folder, config in sorted(configs.items(), key=lambda item: list(METHODS).index(item[1]["method"])):
         twins = [other for other in configs.values() if other["method"] == config["method"]]
-        own = [f"{name} {config.get(name)}" for name in OPTIONS if len({other.get(name) for other in twins}) > 1]
+        own = [f"{name} {config.get(name)}" for name in OPTIONS if len({other.get(name) or None for other in twins}) > 1]
         labels.setdefault(", ".join([config["method"], *own]), []).append(folder)
     if len(labels) > len(COLOURS):
         raise InputError(f"{len(labels)} kinds of run, only {len(COLOURS)} can be told apart: {'; '.join(labels)}")

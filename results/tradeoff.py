@@ -122,7 +122,7 @@ def clock(model, split, tokenizer, rule, batch_size, device, rounds=5):
     by_length = glue.row_lengths(split).argsort(stable=True).split(batch_size)
     batches = [batch.to(device) for batch in glue.loader(split, by_length, tokenizer)]
     for batch in batches:
-        batch.pop("labels")
+        batch.pop("label")
 
     def run(rule):
         start = time.perf_counter()
@@ -207,7 +207,7 @@ def check_one_table(runs):
         if (config["task"], config["exit_layers"], labels.tolist()) != (runs[0][1]["task"], runs[0][1]["exit_layers"],
                                                                         runs[0][4].tolist()):
             raise InputError(f"{folder} differs from {runs[0][0]} in task, exits or dev rows: one table cannot hold both")
-        options = {k: v for k, v in config.items() if k not in ("seed", "device_name", "versions")}
+        options = {k: v for k, v in config.items() if v and k not in ("seed", "device_name", "versions")}     # absent or off: one
         seeds = methods.setdefault(config["method"], (options, set()))[1]
         if options != methods[config["method"]][0] or config["seed"] in seeds:
             raise InputError(f"{folder} has the method of another run but other options, or its seed: give one of them")
