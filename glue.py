@@ -223,9 +223,3 @@ def _read_tsv(task, path):
     if skipped:
         print(f"{path}: {skipped} short rows skipped", file=sys.stderr)
     return Dataset.from_list(rows)
-
-
-def write_predictions(path, task, predictions):
-    """GLUE's submission file: index and prediction, labels spelt as the download spells them.  predictions: (R,)."""
-    rows = [f"{i}\t{TASKS[task].labels[p]}" for i, p in enumerate(predictions.tolist())]
-    Path(path).write_text("\n".join(["index\tprediction"] + rows) + "\n", encoding="utf-8")

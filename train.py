@@ -10,7 +10,7 @@ Each seed leaves runs/<task>_<method>_<seed>/:
     exits.csv     an epoch and exit: scores, geometry    model/       weights, encoder config, tokenizer
     dev_logits.safetensors   every exit's dev logits     result.json  what the last epoch scored, the time it took
     RTE.tsv ..    --predict: GLUE's submission
-While it runs: checkpoint.pt, and the CSVs as of that checkpoint.
+While it runs: checkpoint.pt, and the CSVs as of that checkpoint.  .lock is empty and says that one process writes here.
 The score reported is the last epoch's: nothing is picked on dev.
 
 A step, in this order: glue.loader -> forward_shared (one process: MultiExitBert.forward) -> compute_losses -> fill_gradients
@@ -294,7 +294,8 @@ def finish(args, seed, splits, model, tokenizer, device, folder, dev, logs, step
         for name in (n for n in splits if n.startswith("test")):
             _, logits = exits.all_exits(model, splits[name], tokenizer, device)
             file = task.folder + {"test_matched": "-m", "test_mismatched": "-mm"}.get(name, "") + ".tsv"
-            glue.write_predictions(folder / file, args.task, logits[-1].argmax(dim=-1))
+            names = [task.labels[k] for k in logits[-1].argmax(dim=-1).tolist()]
+            pandas.DataFrame({"prediction": names}).to_csv(folder / file, sep="\t", index_label="index", lineterminator="\n")
     last = [row for row in logs["exits.csv"] if row["epoch"] == logs["exits.csv"][-1]["epoch"]]
     main_split = last[0]["split"]
     by_exit = [row[metric] for row in last if row["split"] == main_split]
