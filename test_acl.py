@@ -941,6 +941,13 @@ def test_hub_copy_of_mnli_and_foreign_labels(tmp_path):
         with pytest.raises(glue.InputError, match="labels outside"):
             glue.load_task("mnli", str(tmp_path))
         write(name, [0, 1, 2])
+    write("train", [-1, 1, 2])
+    with pytest.raises(glue.InputError, match="labels outside 0..2"):
+        glue.load_task("mnli", str(tmp_path))
+    datasets.Dataset.from_dict({"premise": ["A", None, "C"], "hypothesis": ["B"] * 3, "label": [0, 1, 2]}).to_parquet(
+        tmp_path / "mnli" / "train-00000-of-00001.parquet")
+    with pytest.raises(glue.InputError, match="a text that is missing"):
+        glue.load_task("mnli", str(tmp_path))
 
 
 def test_tokenising_leaves_nothing_on_disk(tmp_path):
@@ -1163,13 +1170,31 @@ def test_variants_change_what_they_say(change, tmp_path, put_back):
     assert plain[-1]["ce_loss"] != changed[-1]["ce_loss"]
 
 
+def test_variants_command(tmp_path):
+    """The change stands in config.json, so that --resume does not go on without it."""
+    command("results/variants.py", "center", *DEMO, "--max-steps", "1", "--output", tmp_path)
+    assert json.loads((tmp_path / "demo_acl-cl_1" / "config.json").read_text())["change"] == "center"
+
+
+def test_best_teacher(put_back):
+    """The exit with the lowest cross-entropy guides the others, and none guides it."""
+    torch.manual_seed(0)
+    args, labels = train.parse_args(["--task", "rte", "--method", "kd", "--temperature", "1"]), torch.tensor([0, 1])
+    logits = torch.stack([F.one_hot(labels, 2) * scale for scale in (1.0, 5.0, 2.0)])           # the second exit is best
+    pairs = [(torch.randn(2, 4), torch.randn(2, 4))] * 3
+    variants.best_teacher()
+    terms = [train.second_loss(args, m, 2, pairs, logits, labels).item() for m in range(3)]
+    assert terms == [acl.kd_loss(logits[0], logits[1], 1.0).item(), 0, acl.kd_loss(logits[2], logits[1], 1.0).item()]
+
+
 def test_conflict_groups(tmp_path, put_back, capsys):
     """Changes no number; a line a step and group, without a gap after a resume; refuses where there are no two gradients."""
     argv = [*DEMO, "--max-steps", "20", "--output"]
     assert train.main([*argv, str(tmp_path / "plain")]) == 0
     variants.conflict_groups()
-    status, error = run_main(train.main, [*argv, str(tmp_path / "changed"), "--conflict", "none"], capsys)
-    assert status == 2 and "--conflict" in error and not (tmp_path / "changed").exists()
+    for refused in (["--conflict", "none"], ["--conflict-at", "features"]):
+        status, error = run_main(train.main, [*argv, str(tmp_path / "changed"), *refused], capsys)
+        assert status == 2 and "--conflict" in error and not (tmp_path / "changed").exists()
     optimizer_step, steps = torch.optim.AdamW.step, []
 
     def stop(*arguments):
@@ -1304,11 +1329,12 @@ def test_finished_and_foreign_runs(tmp_path, capsys):
     assert run_main(train.main, [*argv, "--resume"], capsys)[0] == 0 and read_run(folder) == before
     status, error = run_main(train.main, [*argv, "--resume", "--lr", "0.1"], capsys)
     assert status == 2 and "another lr" in error and read_run(folder) == before
-    # a run of results/variants.py is another run
+    # a run of results/variants.py is another run, and so is one with an option that is no more
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"change": "center"}))
-    status, error = run_main(train.main, [*argv, "--resume"], capsys)
-    assert status == 2 and "another change" in error
+    for other in ("change", "an_older_option"):
+        (folder / "config.json").write_text(json.dumps(config | {other: "center"}))
+        status, error = run_main(train.main, [*argv, "--resume"], capsys)
+        assert status == 2 and f"another {other}" in error
     (folder / "config.json").write_text(json.dumps(config))
     # an unfinished run: torn checkpoint, other options, a second process
     (folder / "result.json").unlink()
@@ -1325,6 +1351,18 @@ def test_finished_and_foreign_runs(tmp_path, capsys):
         status, error = run_main(train.main, [*argv, "--resume"], capsys)
     assert status == 2 and "another process" in error
     assert (folder / "steps.csv").read_bytes() == kept["steps.csv"]
+
+
+def test_a_run_holds_its_lock(tmp_path, monkeypatch):
+    forward, tried = train.forward_shared, []
+
+    def second_process(*arguments):
+        with pytest.raises(filelock.Timeout):
+            filelock.FileLock(tmp_path / "demo_acl-cl_1" / ".lock").acquire(blocking=False)
+        tried.append(True)
+        return forward(*arguments)
+    monkeypatch.setattr(train, "forward_shared", second_process)
+    assert train.main([*DEMO, "--max-steps", "2", "--output", str(tmp_path)]) == 0 and len(tried) == 2
 
 
 def child_with_errors_in(path, argv):

@@ -368,10 +368,10 @@ def check_same_run(folder, options):
         theirs = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{folder / 'config.json'} cannot be read ({type(error).__name__}); remove {folder}") from None
-    for k, mine in options.items():
-        if theirs.get(k) != mine:
-            raise InputError(f"{folder} was made with another {k}: {theirs.get(k)}, now {mine}; repeat its options or choose "
-                             "another --output")
+    for k in {**options, **theirs}:                    # an option that only one of them knows is another run too
+        if k not in ("exit_layers", "bf16", "num_labels", "device_name") and theirs.get(k) != options.get(k):
+            raise InputError(f"{folder} was made with another {k}: {theirs.get(k)}, now {options.get(k)}; repeat its options "
+                             "or choose another --output")
 
 
 def save_whole(save, content, path):

@@ -50,7 +50,7 @@ def main():
             optimizer.step()
             schedule.step()
             steps.append((seen.kept == 1, at_features))
-    first = len(steps) // 10
+    first = max(1, len(steps) // 10)
     print(f"{args.task} {args.method}, seed {args.seeds[0]}, {len(steps)} steps of {args.batch_size} samples, exits {model.exits}")
     for name, part in (("all steps", steps), (f"first {first} steps", steps[:first])):
         dropped = sum(not kept for kept, _ in part) / len(part)
