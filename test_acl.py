@@ -1087,6 +1087,7 @@ def test_the_tripwire_sees_another_pooler():
         out = forward(**batch)
         out.pooler_output = out.pooler_output + 0.01
         return out
+    assert exits.MultiExitBert(encoder, 2).encoder.training                    # looked at in eval mode, handed back to train
     encoder.forward = shifted
     with pytest.raises(glue.InputError, match="walking the layers"):
         exits.MultiExitBert(encoder, 2)
@@ -1454,7 +1455,7 @@ def test_schedule():
     assert lrs[0] == 0 and lrs[5] == pytest.approx(5e-5) and lrs[10] == max(lrs) == 1e-4 and lrs[55] == pytest.approx(5e-5) and lrs[100] == 0
 
 
-def test_seeds_epochs_and_steps(tmp_path, monkeypatch):
+def test_seeds_epochs_and_steps(tmp_path, monkeypatch, capsys):
     """Every epoch and seed has an order of its own, every seed a start of its own, every step its own gradient, clipped."""
     seen, norms, clipped = [], [], []
     forward, clip = train.forward_shared, torch.nn.utils.clip_grad_norm_
@@ -1474,6 +1475,9 @@ def test_seeds_epochs_and_steps(tmp_path, monkeypatch):
     assert len(orders) == 4 and all(a != b for a, b in itertools.combinations(orders, 2))
     assert all(sorted(rows) == sorted(orders[0]) and training for rows, training, _ in seen)
     assert not torch.equal(seen[0][2], seen[2][2])
+    scores = [json.loads((tmp_path / f"demo_scl_{seed}" / "result.json").read_text())["score"] for seed in (1, 2)]
+    mean, sd = sum(scores) / 2, abs(scores[0] - scores[1]) / 2**0.5
+    assert capsys.readouterr().out.endswith(f"demo scl: accuracy {mean:.2f} sd {sd:.2f} (2 seeds)\n")
     assert norms[0] > 1 and norms[1].item() == pytest.approx(norms[0].item(), rel=1e-3)      # the same rows, the same weights
     assert clipped == pytest.approx([1] * 4, rel=1e-3)
 

@@ -310,8 +310,7 @@ def finish(args, seed, splits, model, tokenizer, device, folder, dev, logs, step
               "conflict_share": statistics.mean(not angle <= 90 for angle in angles) if angles else None,
               "non_finite": sum(math.isnan(angle) for angle in angles),
               "kept": statistics.mean(kept) if kept else None, "seconds": round(seconds, 2),
-              "examples_per_second": round(step * len(splits["train"]) / batches / seconds, 2),
-              "device": device_name(device)}
+              "examples_per_second": round(step * len(splits["train"]) / batches / seconds, 2)}
     write_json(folder / "result.json", result)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     print(f"{folder}: {metric} {by_exit[-1]:.2f}, {seconds:.0f} s")
