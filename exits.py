@@ -217,15 +217,14 @@ def early_exit(model, batch, rule):
     rows = torch.arange(len(hidden), device=hidden.device)                    # (n,) where the rows inside came from
     classifiers = dict(zip(model.exits, model.classifiers))
     answer = torch.empty(len(hidden), model.classifiers[0].out_features, device=hidden.device)   # (N, K)
-    exit_layer = torch.full((len(hidden),), model.num_layers, device=hidden.device)             # (N,)
+    exit_layer = torch.empty_like(rows)                                       # (N,)
     so_far = []                                                               # logits of the exits passed, each (n, K)
     for number, layer in enumerate(model.encoder.encoder.layer, start=1):
         hidden = layer(hidden, mask)                                          # (n, L, d)
-        if number == model.num_layers:
-            answer[rows] = classifiers[number](model.represent(hidden, token_mask)).float()
-        elif number in classifiers and rule is not None:
+        is_last = number == model.num_layers                                  # where all that are left leave
+        if number in classifiers and (is_last or rule is not None):
             so_far.append(classifiers[number](model.represent(hidden, token_mask)).float())
-            leave = rule(torch.stack(so_far))                                 # (n,)
+            leave = torch.ones_like(rows, dtype=torch.bool) if is_last else rule(torch.stack(so_far))    # (n,)
             if leave.any():
                 answer[rows[leave]], exit_layer[rows[leave]] = so_far[-1][leave], number
                 stay = ~leave
