@@ -1,82 +1,187 @@
-"""The losses of ACL (arXiv 2602.03563) as pure functions: tensors in, one scalar out.  Copy the file as it stands.
+"""The losses of ACL (arXiv 2602.03563) as pure functions: tensors in, one number out.
 
-A classifier scores a representation h_i against the rows l_1 .. l_K of its weight matrix: row l_k is the *label embedding*
-of class k.  Cross-entropy moves h_i towards l_{y_i}.  Supervised contrastive learning (SCL) moves samples of one class
-towards each other, wherever the rows are, and so the two can pull h_i in different directions.  ACL-Embed makes the rows
-take part: they are K more samples, row k labelled k.  ACL-CL lets the deepest exit of a multi-exit BERT be the target.
+A classifier scores a representation h_i against the rows l_1 .. l_K of its weight matrix.  Row
+l_k is the *label embedding* of class k.  Cross-entropy moves h_i towards l_{y_i}.  Supervised
+contrastive learning (SCL) moves samples of one class towards each other, wherever the label
+embeddings are, and so the two can pull h_i in different directions.
 
-The three contrastive losses are one formula with different keys.  For anchors a and keys b, each with a label, z = x / ||x||:
+    ACL-Embed   lets the label embeddings take part: they are K more samples, l_k labelled k.
+    ACL-CL      lets the deepest exit of a multi-exit BERT be what its other exits move towards.
 
-    L = mean over anchors a with a positive of  -1/|P(a)| sum_{p in P(a)} log [ exp(z_a.z_p / tau) / sum_b exp(z_a.z_b / tau) ]
+The three contrastive losses are one formula, `contrastive_loss`, with other anchors and keys:
 
-    P(a) = {keys with the label of a}; an item is never its own key.          (SupCon's L_out, arXiv 2004.11362)
+                anchors                   keys                              source
+    SCL         h_1..h_N                  h_1..h_N                          arXiv 2011.01403
+    ACL-Embed   h_1..h_N, l_1..l_K        h_1..h_N, l_1..l_K                paper, ACL-Embed
+    ACL-CL      student's h_1..h_N        teacher's h_1..h_N, l_1..l_K      paper, ACL-CL; the
+                                                                            keys: our reading
 
-              anchors                     keys                                    source
-    SCL       h_1 .. h_N                  h_1 .. h_N                              arXiv 2011.01403
-    ACL-Embed h_1 .. h_N, l_1 .. l_K      h_1 .. h_N, l_1 .. l_K                  the paper (abstract, second-hand details)
-    ACL-CL    student's h_1 .. h_N        teacher's h_1 .. h_N, l_1 .. l_K        the paper (abstract); the keys: our reading
-
-Letters: N samples, K classes, d hidden size, A anchors, B keys; formulas count from 1, indices from 0.  Losses are in nats,
-float32 whatever autocast says; they raise ValueError naming what is wrong with an argument.
+Letters: N samples, K classes, d hidden size, A anchors, B keys; tau is the temperature.
+Formulas count from 1, indices from 0.  Losses are in nats and float32, whatever autocast says.
+To copy one loss, take it with the kernel, the first part of this file.
 """
 
 import torch
 import torch.nn.functional as F
 
 
-def scl_loss(h, labels, temperature):
-    """Supervised contrastive loss over a batch (Gunel et al., arXiv 2011.01403), the paper's baseline.
+# ------------------------------------------------------------------------------ the kernel
 
-        L_SCL = mean_i -1/|P(i)| sum_{p in P(i)} log [ exp(z_i.z_p/tau) / sum_{b != i} exp(z_i.z_b/tau) ]
 
-    h (N, d) floating point; labels (N,) int64; temperature tau > 0.  Returns a float32 scalar.  Samples whose class is alone
-    in the batch are no anchors; if none has a positive (a batch of one, say) the loss is 0, with a graph, not NaN.
+def contrastive_loss(anchors, keys, positive, temperature, exclude_self=False):
+    """Supervised contrastive loss of anchors against keys (SupCon's L_out, arXiv 2004.11362).
+
+        z = x / ||x||
+        log p(b|a) = z_a.z_b / tau - log sum_{b'} exp(z_a.z_b' / tau)
+        L = mean over anchors a with a positive of  -1/|P(a)| sum_{p in P(a)} log p(p|a)
+
+    anchors (A, d), keys (B, d), floating point; positive (A, B) bool, True where key b is in
+    P(a); temperature tau > 0.  exclude_self: the keys are the anchors, and none is its own key.
+    Returns a float32 scalar.  Without any positive it is 0, with a graph, not NaN.
     """
-    _check(temperature, labels, h=h)
-    return contrastive_loss(h, h, same_class(labels, labels), temperature, same_items=True)
+    # z_a.z_b / tau.  Not under autocast: bf16 has 8 bits, too coarse for exp(cosine / 0.01).
+    with torch.autocast(anchors.device.type, enabled=False):
+        z_a = unit(anchors)  # (A, d)
+        z_b = unit(keys)  # (B, d)
+        similarity = z_a @ z_b.T / temperature  # (A, B)
+
+    # b = a leaves both sums.  The lowest number instead of -inf: in a batch of one it is all
+    # there is, and its own log-probability must not be -inf - (-inf) = NaN.
+    if exclude_self:
+        itself = torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)  # (A, A)
+        positive = positive & ~itself
+        lowest = torch.finfo(similarity.dtype).min
+        similarity = similarity.masked_fill(itself, lowest)
+
+    # log p(b|a)
+    log_p = similarity - similarity.logsumexp(dim=1, keepdim=True)  # (A, B)
+
+    # -1/|P(a)| sum_{p in P(a)} log p(p|a)
+    size_of_P = positive.sum(dim=1)  # (A,)
+    sum_over_P = log_p.masked_fill(~positive, 0).sum(dim=1)  # (A,)
+    loss_of_a = -sum_over_P / size_of_P.clamp(min=1)  # (A,)
+
+    # The mean over anchors with a positive; the others' 0 / 1 adds nothing.
+    anchors_with_positive = (size_of_P > 0).sum()
+    return loss_of_a.sum() / anchors_with_positive.clamp(min=1)
+
+
+def unit(x):
+    """z = x / ||x|| for every row of x (A, d), in float32.
+
+    A zero vector stays 0 and gets gradient 0.  F.normalize divides by 1e-12 there, and so
+    multiplies its gradient by 1e12.
+    """
+    x = x.float()
+    length = x.norm(dim=-1, keepdim=True)  # (A, 1)
+    return x / length.masked_fill(length == 0, float("inf"))
+
+
+def check(temperature, labels, **matrices):
+    """Raise ValueError that names the wrong argument.  matrices: name=tensor of every (N, d)
+    representation and, ending in label_embeddings, the (K, d) label embeddings."""
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be a number above 0, not {temperature}")
+
+    for name, matrix in {**matrices, "labels": labels}.items():
+        if not isinstance(matrix, torch.Tensor):
+            raise ValueError(f"{name} must be a tensor, not {type(matrix).__name__}")
+    if labels.dtype != torch.int64:
+        raise ValueError(f"labels must be int64 class numbers, not {labels.dtype}")
+
+    # Floating-point matrices of one width, and one label for each sample.
+    width = next(iter(matrices.values())).shape[-1]
+    for name, matrix in matrices.items():
+        shape = tuple(matrix.shape)
+        if matrix.dim() != 2 or not matrix.is_floating_point():
+            raise ValueError(f"{name} must be floating point (N, d), not {matrix.dtype} {shape}")
+        if shape[0] == 0 or shape[1] != width:
+            raise ValueError(f"{name} must be (N, {width}) with N > 0, not {shape}")
+        if name.endswith("label_embeddings"):
+            check_range(labels, len(matrix))
+        elif labels.shape != shape[:1]:
+            raise ValueError(f"labels must be ({len(matrix)},) for {name} {shape}, "
+                             f"not {tuple(labels.shape)}")
+
+
+def check_range(labels, K):
+    """Raise ValueError unless labels lie in 0..K-1.  Not on a GPU, where looking means waiting
+    for it; cross-entropy asserts the same there."""
+    if labels.device.type == "cpu":
+        low, high = labels.min().item(), labels.max().item()
+        if low < 0 or high >= K:
+            raise ValueError(f"labels must lie in 0..{K - 1}, the {K} label embeddings; "
+                             f"found {low}..{high}")
+
+
+# ------------------------------------------------------------------------------ the losses
+
+
+def scl_loss(h, labels, temperature):
+    """Supervised contrastive loss over a batch (Gunel et al., arXiv 2011.01403), the baseline.
+
+        L_SCL = mean_i  -1/|P(i)| sum_{p in P(i)} log p(p|i)
+        p(b|i) = exp(z_i.z_b / tau) / sum_{b' != i} exp(z_i.z_b' / tau)
+        P(i):    the other samples of the batch that have sample i's label
+
+    h (N, d), labels (N,) int64, temperature tau > 0; a float32 scalar.  A sample that is alone
+    in its class is no anchor.  Raises ValueError.
+    """
+    check(temperature, labels, h=h)
+    positive = labels[:, None] == labels[None, :]  # (N, N)
+    return contrastive_loss(h, h, positive, temperature, exclude_self=True)
 
 
 def acl_embed_loss(h, labels, label_embeddings, temperature):
-    """ACL-Embed: SCL over the N samples and the K label embeddings together (paper, ACL-Embed; details second-hand).
+    """ACL-Embed: SCL over N samples and K label embeddings (paper, ACL-Embed; in part second-hand).
 
-        items x = {h_1 .. h_N, l_1 .. l_K}, labels {y_1 .. y_N, 1 .. K}, then L_SCL over the N + K items
+        items {h_1 .. h_N, l_1 .. l_K} with labels {y_1 .. y_N, 1 .. K}, then L_SCL over them
 
-    h (N, d); labels (N,) int64 in 0..K-1; label_embeddings (K, d), the classifier's weight rows, attached: gradient shall flow
-    into them.  Every sample has a positive, its own label's row, so a batch of one is fine.  A row is an anchor as well.
+    h (N, d); labels (N,) int64 in 0..K-1; label_embeddings (K, d), the classifier's weight, not
+    detached: gradient shall flow into it.  A float32 scalar.  Raises ValueError.
 
-    Example: labels [0, 0], K = 3.  The items' labels are [0, 0, 0, 1, 2]: rows 1 and 2 have no positive, so they are no
-    anchors (nothing to move towards), but stay in every denominator: the samples are pushed away from them.
+    Every sample has a positive, the label embedding of its class, so a batch of one is fine.
+    Label embeddings are anchors, too.  Example: labels [0, 0], K = 3.  The items' labels are
+    [0, 0, 0, 1, 2].  Label embeddings 1 and 2 have no positive, so they are no anchors (nothing
+    to move towards), but they stay in every denominator: the samples are pushed away from them.
 
-    >>> h, rows = torch.tensor([[5.0, 0.0]]), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])   # on its own row, the other opposite
-    >>> acl_embed_loss(h, torch.tensor([0]), rows, temperature=1.0)                     # log(1 + e^-2)
+    >>> h = torch.tensor([[5.0, 0.0]])                     # on the label embedding of its class
+    >>> label_embeddings = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])         # the other: opposite
+    >>> acl_embed_loss(h, torch.tensor([0]), label_embeddings, temperature=1.0)   # log(1 + e^-2)
     tensor(0.1269)
-
-    Example: what detaching the rows changes.  The sample stands at right angles to both rows.
-
-    >>> rows = torch.tensor([[0.0, 1.0], [0.0, -1.0]], requires_grad=True)
-    >>> acl_embed_loss(h, torch.tensor([0]), rows, temperature=1.0).backward()
-    >>> -rows.grad[:, 0]                  # its own row steps towards the sample, the other away; detached, neither moves
-    tensor([ 0.3845, -0.2500])
     """
-    _check(temperature, labels, label_embeddings, h=h)
-    items, item_labels = with_label_embeddings(h, labels, label_embeddings)                # (N + K, d), (N + K,)
-    return contrastive_loss(items, items, same_class(item_labels, item_labels), temperature, same_items=True)
+    check(temperature, labels, h=h, label_embeddings=label_embeddings)
+    items = torch.cat([h.float(), label_embeddings.float()])  # (N + K, d)
+    classes = torch.arange(len(label_embeddings), device=labels.device)  # (K,)
+    item_labels = torch.cat([labels, classes])  # (N + K,)
+    positive = item_labels[:, None] == item_labels[None, :]  # (N + K, N + K)
+    return contrastive_loss(items, items, positive, temperature, exclude_self=True)
 
 
 def acl_cl_loss(student_h, teacher_h, labels, teacher_label_embeddings, temperature):
-    """ACL-CL, cross-layer ACL: a student exit's samples are anchors, the teacher exit's items are the keys (our reading).
+    """ACL-CL, cross-layer ACL: the teacher exit guides a student exit (paper, ACL-CL; our reading).
 
-        keys T = {sg[h_1^M] .. sg[h_N^M], sg[l_1^M] .. sg[l_K^M]}, labels {y_1 .. y_N, 1 .. K}, sg = stop-gradient
-        L_ACL-CL^m = mean_i -1/|P(i)| sum_{t in P(i)} log [ exp(z_i^m.t/tau) / sum_{b in T} exp(z_i^m.b/tau) ]
+        keys sg{ h_1^M .. h_N^M, l_1^M .. l_K^M } with labels {y_1 .. y_N, 1 .. K}
+        L_ACL-CL^m = mean_i  -1/|P(i)| sum_{p in P(i)} log p(p|i)
+        p(b|i) = exp(z_i^m.z_b / tau) / sum_{b'} exp(z_i^m.z_b' / tau)      b, b': keys
+        P(i):    the keys that have sample i's label; its own teacher vector is one of them
 
-    student_h (N, d) of exit m; teacher_h (N, d) of the deepest exit M; labels (N,) int64 in 0..K-1;
-    teacher_label_embeddings (K, d).  The sample's own teacher vector is a positive.  Nothing flows into the teacher: both
-    of its tensors are detached here (acl_grad_features relies on it).  To change what guides the students, change the keys
-    below, or who of them is positive (results/variants.py does both); another teacher: train.compute_losses.
+    student_h (N, d) of exit m; teacher_h (N, d) and teacher_label_embeddings (K, d) of the
+    deepest exit M; labels (N,) int64 in 0..K-1.  A float32 scalar.  sg, stop-gradient: nothing
+    flows into the teacher.  Raises ValueError.
     """
-    _check(temperature, labels, teacher_label_embeddings, student_h=student_h, teacher_h=teacher_h)
-    keys, key_labels = with_label_embeddings(teacher_h.detach(), labels, teacher_label_embeddings.detach())   # (N + K, d)
-    return contrastive_loss(student_h, keys, same_class(labels, key_labels), temperature, same_items=False)
+    check(
+        temperature,
+        labels,
+        student_h=student_h,
+        teacher_h=teacher_h,
+        teacher_label_embeddings=teacher_label_embeddings,
+    )
+    keys = torch.cat([teacher_h.float(), teacher_label_embeddings.float()])  # (N + K, d)
+    classes = torch.arange(len(teacher_label_embeddings), device=labels.device)  # (K,)
+    key_labels = torch.cat([labels, classes])  # (N + K,)
+    positive = labels[:, None] == key_labels[None, :]  # (N, N + K)
+    return contrastive_loss(student_h, keys.detach(), positive, temperature)
 
 
 def kd_loss(student_logits, teacher_logits, temperature):
@@ -84,83 +189,16 @@ def kd_loss(student_logits, teacher_logits, temperature):
 
         L_KD = tau^2 mean_i KL( softmax(sg[t_i] / tau) || softmax(s_i / tau) )
 
-    student_logits, teacher_logits (N, K); the teacher is detached.  tau^2 keeps the gradient's size independent of tau.
+    student_logits, teacher_logits (N, K); a float32 scalar.  The teacher is detached.  tau^2
+    keeps the gradient's size independent of tau.  Raises ValueError.
     """
-    _check(temperature, labels=None)
-    if student_logits.shape != teacher_logits.shape or student_logits.dim() != 2:
-        raise ValueError(f"student_logits, teacher_logits must be (N, K), not {student_logits.shape}, {teacher_logits.shape}")
-    log_student = F.log_softmax(student_logits.float() / temperature, dim=-1)               # (N, K)
-    log_teacher = F.log_softmax(teacher_logits.detach().float() / temperature, dim=-1)      # (N, K)
-    return temperature**2 * F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
-
-
-def geometry(h, labels, label_embeddings):
-    """Three numbers that say whether samples and label embeddings are aligned; no gradient.  z = x / ||x||.
-
-        label_cosine = mean_k cos(l_k, mean of h_i with y_i = k)     1: each row points where its class lies
-        alignment    = mean over pairs of one class  ||z_i - z_j||^2          0: each class is one point
-        uniformity   = log mean over all pairs  exp(-2 ||z_i - z_j||^2)       0: all one point; less: spread out
-
-    h (N, d); labels (N,) int64; label_embeddings (K, d).  NaN where a class or a pair is missing.
-    Alignment and uniformity: Wang and Isola, arXiv 2005.10242, with "same class" for their positive pairs.
-    """
-    z = _unit(h)
-    distance = (2 - 2 * z @ z.T).clamp(min=0)                                               # (N, N) ||z_i - z_j||^2
-    pairs = torch.ones_like(distance, dtype=torch.bool).triu(diagonal=1)                    # (N, N) each pair once
-    same = pairs & (labels[:, None] == labels[None, :])                                     # (N, N)
-    means = torch.stack([h[labels == k].float().mean(dim=0) for k in range(len(label_embeddings))])   # (K, d)
-    return {"label_cosine": F.cosine_similarity(means, label_embeddings.float()).mean().item(),
-            "alignment": distance[same].mean().item(), "uniformity": (-2 * distance[pairs]).exp().mean().log().item()}
-
-
-def with_label_embeddings(h, labels, label_embeddings):
-    """(N, d) samples and (K, d) rows -> (N + K, d) items and their (N + K,) labels: row k is a sample of class k."""
-    row_labels = torch.arange(len(label_embeddings), device=labels.device)                  # (K,)
-    return torch.cat([h.float(), label_embeddings.float()]), torch.cat([labels, row_labels])
-
-
-def same_class(anchor_labels, key_labels):
-    """(A,) and (B,) labels -> (A, B) bool: which keys are positives of which anchors."""
-    return anchor_labels[:, None] == key_labels[None, :]
-
-
-def contrastive_loss(anchors, keys, positive, temperature, same_items):
-    """The formula at the top.  anchors (A, d), keys (B, d), positive (A, B) bool; same_items: keys = anchors, without a = b."""
-    # Under autocast the product below would run in bf16, whose 8 bits are too coarse for exp(cosine / 0.01).
-    with torch.autocast(anchors.device.type, enabled=False):
-        similarity = _unit(anchors) @ _unit(keys).T / temperature                           # (A, B)
-    if same_items:
-        itself = torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)           # (A, A)
-        positive = positive & ~itself
-        # The lowest number, not -inf: in a batch of one it is all there is, and its own log-probability must not be NaN.
-        similarity = similarity.masked_fill(itself, torch.finfo(similarity.dtype).min)
-    log_probability = similarity - similarity.logsumexp(dim=1, keepdim=True)                # (A, B)
-    positives = positive.sum(dim=1)                                                         # (A,) |P(a)|
-    per_anchor = -log_probability.masked_fill(~positive, 0).sum(dim=1) / positives.clamp(min=1)   # (A,)
-    # Anchors without a positive have per_anchor = 0 and do not count; without any anchor 0 / 1 = 0 keeps its graph.
-    return per_anchor.sum() / (positives > 0).sum().clamp(min=1)
-
-
-def _unit(x):
-    """Rows of x (A, d) at length 1, float32.  A zero row stays 0 with gradient 0; F.normalize's eps would make that 1e12."""
-    length = x.float().norm(dim=-1, keepdim=True)                                           # (A, 1)
-    return x.float() / length.masked_fill(length == 0, float("inf"))
-
-
-def _check(temperature, labels, label_embeddings=None, **representations):
-    """Raise ValueError naming what is wrong.  representations: name=tensor, each with the same labels."""
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be a number above 0, not {temperature}")
-    for name, h in representations.items():
-        if h.dim() != 2 or not h.is_floating_point() or len(h) == 0:
-            raise ValueError(f"{name} must be a floating-point tensor (N, d) with N > 0, not {h.dtype} {tuple(h.shape)}")
-        if labels.shape != h.shape[:1] or labels.dtype != torch.int64:
-            raise ValueError(f"labels must be int64 ({len(h)},) like {name}, not {labels.dtype} {tuple(labels.shape)}")
-        if label_embeddings is not None and (label_embeddings.dim() != 2 or label_embeddings.shape[1] != h.shape[1]
-                                             or not label_embeddings.is_floating_point()):
-            raise ValueError(f"label_embeddings must be a floating-point tensor (K, {h.shape[1]}) like {name}, not "
-                             f"{label_embeddings.dtype} {tuple(label_embeddings.shape)}")
-    # Not on a GPU, where looking means waiting for it; cross-entropy asserts the same there.
-    if label_embeddings is not None and not labels.is_cuda and (labels.min() < 0 or labels.max() >= len(label_embeddings)):
-        raise ValueError(f"labels must lie in 0..{len(label_embeddings) - 1}, the rows of label_embeddings; found "
-                         f"{labels.min().item()}..{labels.max().item()}")
+    s, t = student_logits.float(), teacher_logits.detach().float()  # (N, K) each
+    if s.shape != t.shape or s.dim() != 2:
+        found = f"{tuple(s.shape)} and {tuple(t.shape)}"
+        raise ValueError(f"student_logits and teacher_logits must be (N, K) both, not {found}")
+    log_student = F.log_softmax(s / temperature, dim=-1)
+    log_teacher = F.log_softmax(t / temperature, dim=-1)
+    kl = F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
+    return temperature**2 * kl

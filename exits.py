@@ -1,255 +1,403 @@
-"""BERT with an exit after chosen layers, and early exit that drops finished rows.  A model with one exit is the same class.
+"""BERT with an exit after chosen layers, and early exit that drops finished samples.
 
     tokens -> embeddings -> layer 1 -> layer 2 -> ... -> layer 12
                               |          |                 |
-                            h^1        h^2               h^12       representation: shared pooler of [CLS], or mean of tokens
+                            h^1        h^2               h^12      representation: the pooler's
+                              |          |                 |       [CLS], or the mean of tokens
                               |          |                 |
-                         classifier 1 classifier 2 ... classifier 12     dropout, then an own linear layer; rows of its
-                              |          |                 |             weight are the label embeddings l_1^m .. l_K^m
+                         classifier 1 classifier 2 ... classifier 12     its weight's rows: the
+                              |          |                 |             label embeddings l_k^m
                          leave here?   here?            always
 
-Architecture second-hand (PCEE-BERT's code by one of the paper's authors); at inference an input leaves at the first exit
-where a rule is content.
+Any encoder that AutoModel loads trains and is evaluated at every layer.  Early exit itself, which
+drops samples between layers, needs layers like BERT's.  A model with one exit is the same class.
+Architecture: second-hand (PCEE-BERT's code by one of the paper's authors).
 
-    python exits.py runs/rte_acl-cl_1                # score against speed-up of finished runs: results/tradeoff.py
+    python exits.py runs/rte_acl-cl_1                  # score against speed-up of a finished run
+    python exits.py runs/rte_acl-cl_1 --predict -      # classify the sentences you type
+
 """
 
-import runpy
-from pathlib import Path
+import contextlib
+import inspect
+import sys
 
-import huggingface_hub
 import torch
 import torch.nn.functional as F
 import transformers
 from torch import nn
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizer
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.utils import logging
 
-from glue import InputError, demo_rows, loader, reason, row_lengths
+import glue
+from tools.command_line import InputError, reason
 
-logging.set_verbosity_error()
-logging.disable_progress_bar()
-huggingface_hub.utils.logging.set_verbosity_error()
+
+# ------------------------------------------------------------------------------ the model
 
 
 class MultiExitBert(nn.Module):
-    """encoder: what AutoModel returns for BERT, MiniLM, RoBERTa (its layers must be `encoder.encoder.layer`).  exits: layer
-    numbers from 1, or "all" or "last"; the last layer must be among them, since it answers whatever is left.  pooling: "cls",
-    the encoder's pooler (dense + tanh on the first token), or "mean" of the tokens without it.  Raises InputError."""
+    """An encoder with a classifier on the representation of each chosen layer.
+
+    encoder: what AutoModel returns.  exits: layer numbers from 1, "all" or "last"; the last layer
+    must be among them, since it answers whatever is left.  pooling: "cls", the encoder's pooler
+    (dense + tanh on the first token), or "mean" of the tokens.  Raises InputError.
+    """
 
     def __init__(self, encoder, num_labels, exits="all", pooling="cls"):
         super().__init__()
-        self.encoder, self.pooling = encoder, pooling
-        self.num_layers = encoder.config.num_hidden_layers
+        config = encoder.config
+        self.encoder = encoder
+        self.pooling = pooling
+        self.num_layers = config.num_hidden_layers
         self.exits = parse_exits(exits, self.num_layers)
+        self.layers_checked = False  # early_exit looks once whether it can walk them
+
+        # What the pooler of [CLS] is not needed for would only cost time.
         if pooling == "mean":
             encoder.pooler = None
         elif getattr(encoder, "pooler", None) is None:
-            raise InputError("this encoder has no pooler: use --pooling mean, or BERT, MiniLM, RoBERTa")
-        self._check_layers()
-        positions = encoder.embeddings.position_embeddings
-        first = 0 if positions.padding_idx is None else positions.padding_idx + 1           # RoBERTa counts them from 2
-        self.max_length = positions.num_embeddings - first                    # tokens
-        self.dropout = nn.Dropout(encoder.config.hidden_dropout_prob)
-        self.classifiers = nn.ModuleList(nn.Linear(encoder.config.hidden_size, num_labels) for _ in self.exits)
-        for classifier in self.classifiers:                                   # as BERT initialises every linear layer
+            kind = config.model_type
+            raise InputError(f"a {kind} encoder has no pooler of [CLS]: use --pooling mean")
+
+        # As BERT starts every linear layer.
+        self.dropout = nn.Dropout(dropout_of(config))
+        self.classifiers = nn.ModuleList()
+        for _ in self.exits:
+            classifier = nn.Linear(config.hidden_size, num_labels)
             nn.init.normal_(classifier.weight, std=0.02)
             nn.init.zeros_(classifier.bias)
+            self.classifiers.append(classifier)
 
-    def embed(self, input_ids, attention_mask=None, token_type_ids=None):
-        """(N, L) tokens -> hidden (N, L, d), mask, token mask (N, L).  mask: what the layers' attention takes, its first
-        dimension N (early_exit drops rows of it); None where no row is padded."""
-        if self.encoder.config.type_vocab_size < 2:                           # RoBERTa knows one segment only
-            token_type_ids = None
-        hidden = self.encoder.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
-        mask = create_bidirectional_mask(self.encoder.config, hidden, attention_mask)
-        return hidden, mask, torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    def forward(self, batch):
+        """{input_ids, attention_mask, token_type_ids} (N, L) -> h (M, N, d), logits (M, N, K)."""
+        h = self.encode(batch)
+        return h, self.classify(h)
 
-    def represent(self, hidden, token_mask):
-        """hidden (N, L, d) of any layer -> h (N, d): the vector the classifier receives, before dropout."""
-        if self.pooling == "cls":
-            # Under autocast the pooler would round h to bf16, whose 8 bits are too coarse for the losses.
-            with torch.autocast(hidden.device.type, enabled=False):
-                return self.encoder.pooler(hidden.to(next(self.encoder.pooler.parameters()).dtype))
-        weights = token_mask.unsqueeze(-1).to(hidden.dtype)                   # (N, L, 1)
-        return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+    def encode(self, batch):
+        """(N, L) tokens -> h (M, N, d), the representation at each of the M exits."""
+        outputs = self.encoder(**self.inputs(batch), output_hidden_states=True)
+        hidden_states = outputs.hidden_states  # of the embeddings, then of each layer: (N, L, d)
+        mask = token_mask(batch)
+        h = [self.represent(hidden_states[layer], mask) for layer in self.exits]
+        return torch.stack(h)  # (M, N, d)
 
-    def encode(self, input_ids, attention_mask=None, token_type_ids=None):
-        """(N, L) tokens -> h (M, N, d) of all M exits, from one walk through the layers."""
-        hidden, mask, token_mask = self.embed(input_ids, attention_mask, token_type_ids)
-        h = []
-        for number, layer in enumerate(self.encoder.encoder.layer, start=1):
-            hidden = layer(hidden, mask)                                      # (N, L, d): a tensor since transformers 5
-            if number in self.exits:
-                h.append(self.represent(hidden, token_mask))
-        return torch.stack(h)                                                 # (M, N, d)
+    def represent(self, hidden, mask):
+        """One layer's hidden states (N, L, d), mask (N, L) of tokens -> h (N, d), what the
+        classifier receives, before dropout."""
+        if self.pooling == "mean":
+            weights = mask.unsqueeze(-1).to(hidden.dtype)  # (N, L, 1)
+            return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+
+        # Not under autocast: it would round h to bf16, whose 8 bits are too coarse for the losses.
+        pooler = self.encoder.pooler
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = hidden.to(next(pooler.parameters()).dtype)
+            if isinstance(pooler, nn.Linear):  # ALBERT keeps dense and tanh apart
+                return self.encoder.pooler_activation(pooler(hidden[:, 0]))
+            return pooler(hidden)
 
     def classify(self, h):
         """h (M, N, d) -> logits (M, N, K), each exit's by its own classifier."""
-        return torch.stack([classifier(self.dropout(x)) for classifier, x in zip(self.classifiers, h)])
+        pairs = zip(self.classifiers, h)
+        return torch.stack([classifier(self.dropout(h_m)) for classifier, h_m in pairs])
 
-    def forward(self, **batch):
-        """A batch of glue.loader without its label -> h (M, N, d) and logits (M, N, K) of all M exits."""
-        h = self.encode(**batch)
-        return h, self.classify(h)
+    def inputs(self, batch):
+        """The batch without segments where the encoder knows none or only one (RoBERTa)."""
+        known = inspect.signature(self.encoder.forward).parameters
+        segments = getattr(self.encoder.config, "type_vocab_size", 0)
+        batch = {name: tokens for name, tokens in batch.items() if name in known}
+        if segments < 2:
+            batch.pop("token_type_ids", None)
+        return batch
+
+    @property
+    def max_length(self):
+        """The number of tokens that the encoder has positions for."""
+        longest = self.encoder.config.max_position_embeddings
+        embeddings = getattr(self.encoder, "embeddings", None)
+        positions = getattr(embeddings, "position_embeddings", None)
+        padding = getattr(positions, "padding_idx", None)
+        return longest if padding is None else longest - padding - 1  # RoBERTa counts from 2
 
     def head_parameters(self):
-        """The parameters that start from nothing and want a learning rate of their own: classifiers, a new pooler."""
-        new_pooler = getattr(self.encoder, "pooler_is_new", False) and self.pooling == "cls"
-        return list(self.classifiers.parameters()) + (list(self.encoder.pooler.parameters()) if new_pooler else [])
+        """What starts from nothing and may want a learning rate of its own: the classifiers, and
+        the pooler where it is new."""
+        heads = list(self.classifiers.parameters())
+        if self.pooling == "cls" and getattr(self.encoder, "pooler_is_new", False):
+            heads += self.encoder.pooler.parameters()
+        return heads
 
-    @torch.no_grad()
-    def _check_layers(self):
-        """A maintainer's tripwire: walking the layers must give the deepest exit the h that the encoder's own forward gives.
-        MPNet, ELECTRA, DistilBERT do something else around them; a new transformers release may change a signature."""
-        batch = {"input_ids": torch.tensor([[5, 6, 7, 8]] * 2), "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])}
-        self.eval()
-        try:
-            own = self.encoder(**batch)
-            h = own.pooler_output if self.pooling == "cls" else self.represent(own.last_hidden_state, batch["attention_mask"])
-            torch.testing.assert_close(self.encode(**batch)[-1], h, atol=1e-4, rtol=0)
-        except Exception as error:                     # no such attribute, other arguments, a tuple where a tensor was, ..
-            raise InputError(f"walking the layers of this {self.encoder.config.model_type} model as BERT's fails "
-                             f"({reason(error)}; transformers {transformers.__version__}); use BERT, MiniLM, RoBERTa or a kin, "
-                             "or adapt exits.py: embed and the two loops of layer(hidden, mask)") from error
-        self.train()
+
+def token_mask(batch):
+    """(N, L), 1 where there is a token and 0 where there is padding."""
+    mask = batch.get("attention_mask")
+    return torch.ones_like(batch["input_ids"]) if mask is None else mask
+
+
+def dropout_of(config):
+    """The dropout before the classifiers: the encoder's own, which each family calls otherwise."""
+    for name in ("hidden_dropout_prob", "dropout", "classifier_dropout"):
+        if isinstance(getattr(config, name, None), float):
+            return getattr(config, name)
+    return 0.1
 
 
 def parse_exits(exits, num_layers):
-    """"all", "last", "3,6,12" or a list of numbers -> sorted list of layer numbers; InputError for what is not there."""
-    if exits in ("all", "last"):
-        return list(range(1, num_layers + 1)) if exits == "all" else [num_layers]
+    """"all", "last", "3,6,12" or a list of numbers -> sorted list of layer numbers; InputError."""
+    if exits == "all":
+        return list(range(1, num_layers + 1))
+    if exits == "last":
+        return [num_layers]
     try:
-        layers = sorted({int(number) for number in (exits.split(",") if isinstance(exits, str) else exits)})
+        numbers = exits.split(",") if isinstance(exits, str) else exits
+        layers = sorted({int(number) for number in numbers})
     except ValueError:
         layers = []
     if not layers or layers[0] < 1 or layers[-1] != num_layers:
-        raise InputError(f"exits must be all, last or layers from 1 to {num_layers}, {num_layers} among them, not {exits!r}")
+        allowed = f"all, last or layers from 1 to {num_layers}, {num_layers} among them"
+        raise InputError(f"exits must be {allowed}, not {exits!r}")
     return layers
 
 
-def load_encoder(name):
-    """A hub id or a folder -> (encoder, tokenizer).  Raises InputError."""
-    if (Path(name).exists() or name.startswith((".", "/"))) and not (Path(name) / "config.json").is_file():
-        raise InputError(f"--model {name} is no model folder: it has no config.json")
-    try:
-        encoder, info = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except Exception as error:                         # offline, no such id, a torn file: the library's errors have many names
-        raise InputError(f"cannot load model {name} ({reason(error)}); offline use --model FOLDER, or --task demo") from None
-    missing = sorted(info["missing_keys"])
-    if any("pooler" not in key for key in missing):
-        raise InputError(f"model {name} lacks weights of its own architecture, first {missing[0]}")
-    if not len(tokenizer.all_special_tokens) < len(tokenizer) <= encoder.config.vocab_size:
-        raise InputError(f"model {name}: its tokenizer knows {len(tokenizer)} tokens, the encoder {encoder.config.vocab_size}; "
-                         "are the tokenizer's files there?")
-    encoder.pooler_is_new = bool(missing)
-    return encoder, tokenizer
-
-
-def demo_encoder():
-    """The demo task's BERT, 4 layers, untrained (everything in it is new), and a tokenizer of the demo's words alone."""
-    words = sorted({word for row in demo_rows(2000) for word in f"{row['sentence1']} {row['sentence2']}".split()})
-    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
-    encoder = BertModel(BertConfig(vocab_size=len(vocabulary), hidden_size=64, num_hidden_layers=4, num_attention_heads=4,
-                                   intermediate_size=256, max_position_embeddings=128, initializer_range=0.1,
-                                   hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
-    encoder.pooler_is_new = True
-    return encoder, BertTokenizer(vocab=vocabulary)
-
-
-# ------------------------------------------------------------------------------------------------- rules: who may leave now
-# A rule sees the logits (m, n, K) of the m exits passed so far and n inputs still inside, and returns (n,) bool: leave now.
-# functools.partial(entropy, threshold=0.3) fills in its settings.
-
-def normalised_entropy(logits):
-    """H(p) / log K in 0..1 of logits (..., K).  From log_softmax: softmax and log give NaN from a gap of 104 on."""
-    log_p = F.log_softmax(logits.float(), dim=-1)
-    return -(log_p.exp() * log_p).sum(dim=-1) / torch.tensor(float(logits.shape[-1])).log()    # float32's log K as well
+# ------------------------------------------------------------------------------ the rules
+#
+# A rule says who may leave now.  It sees the logits (m, n, K) of the m exits passed so far and
+# of the n samples still inside, and returns (n,) bool.  functools.partial(entropy,
+# threshold=0.3) fills in its setting.  Logits, not probabilities; exits first, then samples,
+# which no shape can tell: (N, M, K) by mistake gives another answer, not an error.
 
 
 def entropy(logits, threshold):
-    """Leave at the first exit with H(p)/log K <= threshold (DeeBERT, arXiv 2004.12993, normalised)."""
+    """Leave at the first exit with H(p) / log K <= threshold in 0..1 (DeeBERT, arXiv 2004.12993,
+    normalised).  logits (m, n, K) -> (n,) bool."""
+    check_rule(logits, threshold=threshold)
     return normalised_entropy(logits[-1]) <= threshold
 
 
 def confidence(logits, threshold):
-    """Leave at the first exit with max p >= threshold."""
+    """Leave at the first exit with max p >= threshold in 0..1.  logits (m, n, K) -> (n,) bool."""
+    check_rule(logits, threshold=threshold)
     return logits[-1].float().softmax(dim=-1).amax(dim=-1) >= threshold
 
 
 def patience(logits, patience):
-    """Leave when `patience` >= 1 exits in a row predict again what the exit before them did (PABEE, arXiv 2006.04152).
+    """Leave when `patience` >= 1 exits in a row predict again what the exit before them did
+    (PABEE, arXiv 2006.04152).  logits (m, n, K) -> (n,) bool.
 
-    >>> patience(torch.tensor([[[1.0, 0.0]], [[2.0, 0.0]], [[3.0, 0.0]]]), patience=2)      # three exits, one row
+    >>> logits = torch.tensor([[[1.0, 0.0]], [[2.0, 0.0]], [[3.0, 0.0]]])     # 3 exits, 1 sample
+    >>> patience(logits, patience=2)
     tensor([True])
     """
-    predictions = logits[-patience - 1:].argmax(dim=-1)                       # (at most patience + 1, n)
-    return (predictions == predictions[-1]).all(dim=0) & (len(logits) > patience)
+    check_rule(logits, patience=patience)
+    predictions = logits[-patience - 1:].argmax(dim=-1)  # (at most patience + 1, n)
+    unchanged = (predictions == predictions[-1]).all(dim=0)  # (n,)
+    return unchanged & (len(logits) > patience)
 
 
 def pcee(logits, threshold, patience):
-    """Leave when H(p)/log K <= threshold for `patience` >= 1 exits in a row (PCEE-BERT, second-hand)."""
-    return (normalised_entropy(logits[-patience:]) <= threshold).all(dim=0) & (len(logits) >= patience)
+    """Leave when H(p) / log K <= threshold for `patience` >= 1 exits in a row (PCEE-BERT,
+    second-hand).  logits (m, n, K) -> (n,) bool."""
+    check_rule(logits, threshold=threshold, patience=patience)
+    sure = normalised_entropy(logits[-patience:]) <= threshold  # (at most patience, n)
+    return sure.all(dim=0) & (len(logits) >= patience)
+
+
+def normalised_entropy(logits):
+    """H(p) / log K in 0..1 of logits (..., K).  From log_softmax: softmax and then log give NaN
+    where two logits are 104 or more apart."""
+    log_p = F.log_softmax(logits.float(), dim=-1)
+    H = -(log_p.exp() * log_p).sum(dim=-1)
+    log_K = torch.tensor(float(logits.shape[-1])).log()  # in float32, as H is
+    return H / log_K.to(H.device)
+
+
+def check_rule(logits, threshold=0.0, patience=1):
+    """ValueError for what would be answered without a word, but wrongly."""
+    if logits.dim() != 3 or not logits.is_floating_point():
+        found = f"{logits.dtype} {tuple(logits.shape)}"
+        raise ValueError(f"logits must be floating point (m, n, K): exits, samples, classes; "
+                         f"not {found}")
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be a number from 0 to 1, not {threshold}")
+    if not isinstance(patience, int) or patience < 1:
+        raise ValueError(f"patience must be a whole number of exits from 1, not {patience}")
+    sums = logits.detach().float().sum(dim=-1)
+    if logits.numel() and logits.min() >= 0 and torch.allclose(sums, torch.ones_like(sums)):
+        raise ValueError("logits must come before the softmax; these are probabilities")
 
 
 def exit_indices(logits, rule):
-    """Who would leave where, from stored logits (M, R, K) of all exits: (R,) int64, index 0..M-1 into the exits."""
-    index = torch.full(logits.shape[1:2], len(logits) - 1)                    # the deepest exit always answers
-    for m in reversed(range(len(logits) - 1)):                                # so that the shallowest has the last word
+    """Who would leave where, from stored logits (M, R, K) of all exits: (R,) int64, an index
+    0..M-1 into the exits."""
+    M, R, _ = logits.shape
+    index = torch.full((R,), M - 1, device=logits.device)  # the deepest exit always answers
+    for m in reversed(range(M - 1)):  # so that the shallowest has the last word
         index[rule(logits[:m + 1])] = m
     return index
 
 
+# ----------------------------------------------------------------- early exit, evaluation
+
+
 @torch.no_grad()
 def early_exit(model, batch, rule):
-    """Walk the layers; after each exit drop the rows that leave, so that the rest of the walk costs less.
+    """Walk the layers and drop the samples that leave, so that the rest of the walk costs less.
 
-    model: in eval mode, or dropout decides with; batch: dict of (N, L) tensors; rule: logits -> (n,) bool, or None (nobody
-    leaves early and only the deepest exit is computed: the full model, to compare with).  Returns logits (N, K) and exit
-    layer (N,), from 1, in the order of the input.
+    batch: dict of (N, L) tensors; rule: logits (m, n, K) -> (n,) bool, or None: nobody leaves
+    early and only the deepest exit is computed, the full model to compare with.  Returns logits
+    (N, K) and exit layers (N,), from 1, in the order of the input.  Dropout is off, whatever mode
+    the model is in.  Raises InputError for an encoder whose layers are not BERT's.
 
-    Example: rows 0, 1, 2 are inside and row 1 leaves.  `stay` is [True, False, True]; hidden (3, L, d) becomes (2, L, d), and
-    the mask and the exits' logits so far must lose the same row, or row 2 would go on under the mask of row 1.
+    Example: samples 0, 1, 2 are inside and 1 leaves.  `stay` is [True, False, True]; hidden
+    (3, L, d) becomes (2, L, d), and the attention mask and the logits so far must lose the same
+    sample, or sample 2 would go on under the mask of sample 1.
     """
-    hidden, mask, token_mask = model.embed(**batch)
-    rows = torch.arange(len(hidden), device=hidden.device)                    # (n,) where the rows inside came from
-    classifiers = dict(zip(model.exits, model.classifiers))
-    answer = torch.empty(len(hidden), model.classifiers[0].out_features, device=hidden.device)   # (N, K)
-    exit_layer = torch.empty_like(rows)                                       # (N,)
-    so_far = []                                                               # logits of the exits passed, each (n, K)
-    for number, layer in enumerate(model.encoder.encoder.layer, start=1):
-        hidden = layer(hidden, mask)                                          # (n, L, d)
-        is_last = number == model.num_layers                                  # where all that are left leave
-        if number in classifiers and (is_last or rule is not None):
-            so_far.append(classifiers[number](model.represent(hidden, token_mask)).float())
-            leave = torch.ones_like(rows, dtype=torch.bool) if is_last else rule(torch.stack(so_far))    # (n,)
-            if leave.any():
-                answer[rows[leave]], exit_layer[rows[leave]] = so_far[-1][leave], number
-                stay = ~leave
-                if not stay.any():
-                    break
-                hidden, token_mask, rows = hidden[stay], token_mask[stay], rows[stay]
-                mask = None if mask is None else mask[stay]
-                so_far = [logits[stay] for logits in so_far]
-    return answer, exit_layer
+    check_layers(model)
+    with evaluating(model):
+        hidden, attention_mask = embed(model, batch)  # (N, L, d)
+        mask = token_mask(batch)  # (N, L)
+        inside = torch.arange(len(hidden), device=hidden.device)  # (n,) who is where
+        answer = None  # (N, K), as soon as the first exit is passed
+        exit_layers = torch.empty_like(inside)  # (N,)
+        so_far = []  # the logits of the exits passed, each (n, K)
+
+        for number, layer in enumerate(model.encoder.encoder.layer, start=1):
+            hidden = layer(hidden, attention_mask)  # (n, L, d)
+            is_last = number == model.num_layers
+            if number not in model.exits or (rule is None and not is_last):
+                continue
+
+            # This exit's opinion, and who leaves with it.
+            classifier = model.classifiers[model.exits.index(number)]
+            so_far.append(classifier(model.represent(hidden, mask)).float())
+            if is_last:
+                leave = torch.ones_like(inside, dtype=torch.bool)  # all that are left
+            else:
+                leave = rule(torch.stack(so_far))  # (n,)
+            if not leave.any():
+                continue
+            if answer is None:
+                answer = so_far[-1].new_empty(len(exit_layers), so_far[-1].shape[-1])
+            answer[inside[leave]] = so_far[-1][leave]
+            exit_layers[inside[leave]] = number
+
+            # Whatever belongs to a sample goes with it.
+            stay = ~leave
+            if not stay.any():
+                break
+            hidden, mask, inside = hidden[stay], mask[stay], inside[stay]
+            so_far = [logits[stay] for logits in so_far]
+            if attention_mask is not None:
+                attention_mask = attention_mask[stay]
+    return answer, exit_layers
+
+
+def embed(model, batch):
+    """What enters the first layer: hidden (N, L, d), and the attention mask that BERT's layers
+    take, its first dimension N; None where nothing is padded."""
+    encoder = model.encoder
+    inputs = model.inputs(batch)
+    attention_mask = inputs.pop("attention_mask", None)
+    hidden = encoder.embeddings(**inputs)
+    if hasattr(encoder, "embeddings_project"):  # ELECTRA's smaller embeddings
+        hidden = encoder.embeddings_project(hidden)
+    return hidden, create_bidirectional_mask(encoder.config, hidden, attention_mask)
+
+
+@torch.no_grad()
+def check_layers(model):
+    """InputError unless walking the layers gives what the encoder's own forward gives.  Other
+    families do something else around their layers; so may a new release of transformers."""
+    if model.layers_checked:
+        return
+    device = next(model.parameters()).device
+    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 8]], device=device)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], device=device)
+    batch = {"input_ids": ids, "attention_mask": mask}
+    try:
+        with evaluating(model):
+            h = model.encode(batch)[-1]
+            hidden, attention_mask = embed(model, batch)
+            for layer in model.encoder.encoder.layer:
+                hidden = layer(hidden, attention_mask)
+            walked = model.represent(hidden, mask)
+        torch.testing.assert_close(walked, h, atol=1e-4, rtol=0)
+    except Exception as error:  # no such attribute, other arguments, a tuple, other numbers
+        kind = model.encoder.config.model_type
+        raise InputError(
+            f"early exit cannot walk the layers of this {kind} encoder as BERT's "
+            f"({reason(error)[:80]}; transformers {transformers.__version__}): use BERT, RoBERTa, "
+            "ELECTRA, or counted speed-ups, which need no walk"
+        ) from error
+    model.layers_checked = True
+
+
+@contextlib.contextmanager
+def evaluating(model):
+    """Evaluation mode inside, the caller's mode afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 @torch.no_grad()
 def all_exits(model, split, tokenizer, device, keep_h=0, batch_size=64):
-    """One pass over a tokenised split: h (M, min(keep_h, R), d) of its first rows (all of QQP's test would take 14 GB) and
-    logits (M, R, K) of all rows, float32 on the CPU, in the split's order."""
-    model.eval()
-    M, K = len(model.exits), model.classifiers[0].out_features
-    kept, logits = torch.empty(M, min(keep_h, len(split)), model.encoder.config.hidden_size), torch.empty(M, len(split), K)
-    batches = row_lengths(split).argsort(stable=True).split(batch_size)       # rows of similar length: hardly any padding
-    for rows, batch in zip(batches, loader(split, batches, tokenizer)):
-        batch.pop("label")
-        h, logits[:, rows] = (x.cpu() for x in model(**batch.to(device)))
-        kept[:, rows[rows < keep_h]] = h[:, rows < keep_h]
+    """One pass over a tokenised split of R samples, float32 on the CPU, in the split's order.
+
+    Returns h (M, min(keep_h, R), d) of its first samples (all of QQP's test would take 14 GB)
+    and logits (M, R, K) of all.
+    """
+    # Samples of similar length together: hardly any padding.
+    lengths = glue.row_lengths(split)
+    batches = lengths.argsort(stable=True).split(batch_size)
+    M, R = len(model.exits), len(split)
+    K = model.classifiers[0].out_features
+    kept = torch.empty(M, min(keep_h, R), model.encoder.config.hidden_size)
+    logits = torch.empty(M, R, K)
+    with evaluating(model):
+        for numbers, batch in zip(batches, glue.loader(split, batches, tokenizer)):
+            batch.pop("label")
+            h, logits_of_batch = model(batch.to(device))
+            logits[:, numbers] = logits_of_batch.float().cpu()
+            is_kept = numbers < keep_h
+            kept[:, numbers[is_kept]] = h.float().cpu()[:, is_kept]
     return kept, logits
 
 
-if __name__ == "__main__":                             # the report is no part of the model
-    runpy.run_path(str(Path(__file__).parent / "results" / "tradeoff.py"), run_name="__main__")
+def predict(run, texts, rule, batch_size=32):
+    """Classify texts with early exit.  run: from tools.models.load_run.
+
+    texts: one list of R strings for each text column of the task; rule: as in `early_exit`.
+    Returns R labels and R exit layers, in the order of the texts.
+    """
+    device = next(run.model.parameters()).device
+    labels, exit_layers = [], []
+    for start in range(0, len(texts[0]), batch_size):
+        columns = [column[start:start + batch_size] for column in texts]
+        batch = run.tokenizer(
+            *columns,
+            padding=True,
+            truncation=True,
+            max_length=run.config["max_length"],
+            return_tensors="pt",
+        )
+        logits, layers = early_exit(run.model, batch.to(device), rule)
+        labels += [run.labels[k] for k in logits.argmax(dim=-1).tolist()]
+        exit_layers += layers.tolist()
+    return labels, exit_layers
+
+
+def main():
+    """The report of finished runs is no part of the model."""
+    try:
+        from tools import tradeoff
+    except ImportError:
+        sys.exit("exits.py: the report needs tools/tradeoff.py beside this file")
+    sys.exit(tradeoff.main())
+
+
+if __name__ == "__main__":
+    main()

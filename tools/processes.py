@@ -1,0 +1,127 @@
+"""Several processes that share each batch, behind the model's own signature.
+
+After `share(model)` a call of the model returns the whole batch's h and logits on every process,
+though each encoded only a part of the batch, and every gradient that reaches a parameter is the
+mean over the processes.  So the training step does not see them: the losses have all N samples,
+and all processes find the same gradients, take the same decision and the same step.
+"""
+
+import os
+
+import torch
+import torch.distributed as dist
+
+from tools.command_line import InputError
+
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def start(device):
+    """Join the other processes if torchrun started this one.  Raises InputError."""
+    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+        return
+    missing = [name for name in TORCHRUN_VARIABLES if name not in os.environ]
+    if missing:
+        raise InputError(f"WORLD_SIZE is set, but {missing[0]} is not: start several processes "
+                         "with torchrun, or unset WORLD_SIZE")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(backend)
+    except (ValueError, RuntimeError) as error:
+        text = str(error).splitlines()[0]
+        raise InputError(f"cannot join the other processes ({text}); start them with torchrun, "
+                         "or unset WORLD_SIZE") from None
+
+
+def rank():
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def count():
+    """The number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_first():
+    """The first process alone writes and prints."""
+    return rank() == 0
+
+
+def say(text):
+    """Print a line, once."""
+    if is_first():
+        print(text, flush=True)
+
+
+def from_first(function):
+    """function() of the first process, for all of them: its value, or the error it raised.
+
+    What is read from a folder that others may write must be read once, or two processes act on
+    two views of it.
+    """
+    if count() == 1:
+        return function()
+    answer = [None, None]
+    if is_first():
+        try:
+            answer = [function(), None]
+        except Exception as error:
+            answer = [None, error]
+    dist.broadcast_object_list(answer)
+    value, error = answer
+    if error is not None:
+        raise error
+    return value
+
+
+def wait():
+    """Until all processes are here."""
+    if count() > 1:
+        dist.barrier()
+
+
+def share(model):
+    """Let the processes share each batch of this model from now on; one process: nothing."""
+    if count() == 1:
+        return model
+    for p in model.parameters():
+        p.register_hook(mean_over_processes)
+    encode_alone = model.encode
+    model.encode = lambda batch: encode_together(encode_alone, batch)
+    return model
+
+
+def mean_over_processes(gradient):
+    """A gradient's mean over all processes, before it is compared or added up."""
+    gradient = gradient.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(gradient)
+    return gradient / count()
+
+
+def encode_together(encode, batch):
+    """h (M, N, d) of the whole batch; of n processes each encodes every n-th sample."""
+    N = len(batch["input_ids"])
+    n, mine = count(), slice(rank(), None, count())
+
+    # Dropout: a process's own masks here, and below one mask for all in the classifiers.
+    seed = torch.initial_seed()
+    torch.manual_seed(seed + rank())
+
+    # With fewer samples than processes a process has none.  It encodes sample 0, times 0, so
+    # that its graph and its gradients' order are those of the others.
+    has_samples = N > rank()
+    if not has_samples:
+        mine = slice(1)
+    part = {name: tokens[mine] for name, tokens in batch.items()}
+    h = encode(part) * has_samples  # (M, N / n, d)
+    own = torch.zeros(len(h), N, h.shape[-1], device=h.device)  # (M, N, d)
+    own[:, mine] += h
+    whole = own.detach().clone()
+    dist.all_reduce(whole)
+    torch.manual_seed(seed)
+
+    # The value of the whole, and n times the gradient of its own part: the mean over n
+    # processes of the parameters' gradients is then the gradient, for the classifiers as well,
+    # which every process computes whole.
+    return whole + n * (own - own.detach())

@@ -1,0 +1,339 @@
+"""A run's folder behind a few calls: may it be written, lock, logs, checkpoint, result.
+
+    plan(args)                    before anything else: which runs are new, unfinished, finished
+    run = Run(folder, config)     takes the lock, writes config.json
+    step = run.restore(..)        0, or where its checkpoint stands
+    run.log_step(row)             a line of steps.csv, as it goes
+    run.save(..)                  the checkpoint, whole
+    run.finish(..)                logits, model, and last of all result.json: "finished"
+
+Only the first of several processes writes; what is read, it reads for all.
+"""
+
+import csv
+import math
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import filelock
+import safetensors.torch
+import torch
+import transformers
+
+import glue
+from tools import machine, processes, submission
+from tools.command_line import InputError
+from tools.files import read_json, save_whole, write_json, write_table
+from tools.models import load_run, save_model
+
+STEP_FORMATS = {
+    "ce_loss": "{:.6f}",
+    "acl_loss": "{:.6f}",
+    "cosine": "{:.6f}",
+    "angle": "{:.3f}",
+    "kept": "{:.4f}",
+    "lr": "{:.4g}",
+}
+
+# What may differ between two calls that make the same run.  The data are compared by content.
+NOT_THE_RUN = ("seeds", "output", "resume", "save_steps", "predict", "data", "device_name")
+
+
+def plan(args):
+    """[(seed, folder, state)], state "new", "unfinished" or "finished".  Raises InputError for a
+    folder that holds another run, or one that only --resume may go on with."""
+    return processes.from_first(lambda: look(args))
+
+
+def look(args):
+    runs = []
+    for seed in args.seeds:
+        folder = Path(args.output) / f"{args.task}_{args.method}_{seed}"
+        state = "new"
+        if (folder / "result.json").exists():
+            state = "finished"
+        elif (folder / "checkpoint.pt").exists():
+            state = "unfinished"
+        elif folder.exists() and not args.resume:
+            raise InputError(f"{folder} exists; use --resume to go on with it, remove it, or "
+                             "choose another --output")
+        if state != "new":
+            check_same_run(folder, options_of(args, seed), only_common=True)
+        if state == "unfinished" and not args.resume:
+            raise InputError(f"{folder} is unfinished; use --resume to go on with it, remove it, "
+                             "or choose another --output")
+        runs.append((seed, folder, state))
+    return runs
+
+
+def options_of(args, seed):
+    """What a run's numbers depend on and is known before it starts, for config.json."""
+    options = {name: value for name, value in vars(args).items() if name not in NOT_THE_RUN}
+    options["model"] = absolute(args.model)
+    versions = {
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    others = {"seed": seed, "processes": processes.count(), "versions": versions}
+    return {**options, **others}
+
+
+def check_same_run(folder, ours, only_common=False):
+    """InputError if the run in `folder` was made with other options, so that --resume neither
+    mixes nor repeats it.  only_common: what one of both does not know yet is left out."""
+    path = folder / "config.json"
+    try:
+        theirs = dict(read_json(path))
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except (OSError, ValueError, TypeError) as error:
+        problem = type(error).__name__
+        raise InputError(f"{path} is no run's ({problem}); choose another --output") from None
+
+    names = {**ours, **theirs}
+    if only_common:
+        names = [name for name in ours if name in theirs]
+    for name in names:
+        if name not in NOT_THE_RUN and theirs.get(name) != ours.get(name):
+            was, now = theirs.get(name), ours.get(name)
+            raise InputError(f"{folder} was made with another {name}: {was}, now {now}; repeat "
+                             "its options or choose another --output")
+
+
+class Run:
+    """One run's folder, as long as it is being written."""
+
+    def __init__(self, folder, config):
+        self.folder = folder
+        self.is_writer = processes.is_first()
+        self.seconds = 0.0  # of training, without evaluation
+        self.clock_started = None
+        self.logs = {"steps.csv": [], "exits.csv": []}
+        self.steps_file = None
+        processes.from_first(lambda: self.open(config))
+
+    def open(self, config):
+        """Make the folder, refuse a second process on it, compare with what is there."""
+        self.lock = lock(self.folder)
+        if (self.folder / "checkpoint.pt").exists():
+            check_same_run(self.folder, config)
+        write_json(config, self.folder / "config.json")
+
+    def restore(self, model, optimizer, schedule, total_steps):
+        """Put everything back from the checkpoint.  Returns the number of steps done."""
+        state = processes.from_first(lambda: load_checkpoint(self.folder, total_steps))
+        if state is None:
+            return 0
+        try:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            schedule.load_state_dict(state["schedule"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise InputError(f"{self.folder / 'checkpoint.pt'} does not fit this model "
+                             f"({type(error).__name__}); choose another --output") from None
+        self.seconds = state["seconds"]
+        self.logs = state["logs"]
+        return state["step"]
+
+    def start_clock(self):
+        self.clock_started = time.perf_counter()
+
+    def stop_clock(self):
+        self.seconds = self.seconds_now()
+        self.clock_started = None
+
+    def seconds_now(self):
+        if self.clock_started is None:
+            return self.seconds
+        return self.seconds + time.perf_counter() - self.clock_started
+
+    def log_step(self, row):
+        """A step's numbers, unrounded: {column: number}, None where there is none."""
+        self.logs["steps.csv"].append(row)
+        if self.is_writer:
+            if self.steps_file is None:
+                self.start_steps_file(row)
+            self.write_step(row)
+
+    def start_steps_file(self, row):
+        """After a resume the lines past the checkpoint are written again, so drop them."""
+        path = self.folder / "steps.csv"
+        self.steps_file = open(path, "w", newline="", encoding="utf-8")
+        self.writer = csv.DictWriter(self.steps_file, row, lineterminator="\n")
+        self.writer.writeheader()
+        for earlier in self.logs["steps.csv"][:-1]:
+            self.write_step(earlier)
+
+    def write_step(self, row):
+        cells = {}
+        for name, value in row.items():
+            form = STEP_FORMATS.get(name, "{}")
+            cells[name] = "" if value is None else form.format(value)
+        self.writer.writerow(cells)
+        self.steps_file.flush()
+
+    def log_exits(self, rows):
+        """After an epoch: a dict for each exit and dev split."""
+        self.logs["exits.csv"] += rows
+
+    def save(self, model, optimizer, schedule, step):
+        """Everything the rest of the run depends on, in one file that replaces the last one."""
+        if not self.is_writer:
+            return
+        state = {
+            "step": step,
+            "seconds": self.seconds_now(),
+            "logs": self.logs,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+        }
+        save_whole(torch.save, state, self.folder / "checkpoint.pt")
+        if self.logs["exits.csv"]:
+            path = self.folder / "exits.csv"
+            write_table(self.logs["exits.csv"], path, float_format="%.4f", na_rep="nan")
+
+    def finish(self, model, tokenizer, dev, result):
+        """dev_logits, the model and, last of all, result.json, whose presence says "finished"."""
+        if self.is_writer:
+            logits = self.folder / "dev_logits.safetensors"
+            save_whole(safetensors.torch.save_file, dev, logits)
+            save_model(model, tokenizer, self.folder)
+            result["seconds"] = round(self.seconds, 2)
+            result["examples_per_second"] = round(result["examples"] / self.seconds, 2)
+            del result["examples"]
+            write_json(result, self.folder / "result.json")
+            (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+        self.close()
+        processes.wait()
+
+    def close(self):
+        """Give the folder free."""
+        if self.steps_file:
+            self.steps_file.close()
+        if self.is_writer:
+            self.lock.release()
+
+
+def lock(folder):
+    """Make the run's folder and refuse a second process on it, until the lock is released."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return filelock.FileLock(folder / ".lock").acquire(blocking=False).lock
+    except filelock.Timeout:
+        raise InputError(f"{folder}: another process is writing this run; wait for it or choose "
+                         "another --output") from None
+    except OSError as error:
+        where = error.filename or folder
+        raise InputError(f"--output: cannot write {where} ({error.strerror}); choose another "
+                         "--output") from None
+
+
+def load_checkpoint(folder, total_steps):
+    """checkpoint.pt as it was saved, on the CPU, or None without one.  Raises InputError."""
+    path = folder / "checkpoint.pt"
+    if not path.exists():
+        return None
+    try:
+        # Tensors and plain values, no code; a GPU's checkpoint goes on anywhere.
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        is_whole = 0 < state["step"] <= total_steps and "steps.csv" in state["logs"]
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except Exception as error:  # torn or foreign in one of too many ways to list
+        problem = type(error).__name__
+        raise InputError(f"{path} is torn ({problem}); remove that file to start this run from "
+                         "its beginning") from None
+    if not is_whole:
+        raise InputError(f"{path} is not this run's: it has done {state['step']} of "
+                         f"{total_steps} steps; choose another --output")
+    return state
+
+
+def summary(run, task, args, seed, exit_layers, examples):
+    """result.json but for its times: what the last epoch scored, and how often the gate closed."""
+    rows = run.logs["exits.csv"]
+    metric = task.metrics[0]
+    last = [row for row in rows if row["epoch"] == rows[-1]["epoch"]]
+    split = last[0]["split"]
+    by_exit = [row[metric] for row in last if row["split"] == split]
+    deepest = [row for row in rows if row["split"] == split]
+    deepest = [row for row in deepest if row["exit_layer"] == exit_layers[-1]]
+    best = max(deepest, key=lambda row: row[metric])
+    scores = {row["split"]: {name: row[name] for name in task.metrics} for row in last}
+
+    # A NaN angle is no agreement, so it counts as a conflict.
+    measured = [row for row in run.logs["steps.csv"] if row["angle"] is not None]
+    conflicts = [not row["angle"] <= 90 for row in measured]
+    kept = [row["kept"] for row in measured]
+    return {
+        "task": task.name,
+        "method": args.method,
+        "seed": seed,
+        "metric": metric,
+        "score": by_exit[-1],
+        "dev": scores,  # the deepest exit's
+        "exit_layers": exit_layers,
+        "exit_scores": by_exit,
+        "mean_exit_score": statistics.mean(by_exit),
+        "best_epoch_picked_on_dev": {"epoch": best["epoch"], "score": best[metric]},
+        "steps": len(run.logs["steps.csv"]),
+        "conflict_share": statistics.mean(conflicts) if conflicts else None,
+        "non_finite": sum(math.isnan(row["angle"]) for row in measured),
+        "kept": statistics.mean(kept) if kept else None,
+        "examples": examples,
+    }
+
+
+def config_of(args, seed, task, splits, model, device):
+    """config.json: every option, and what they came to on this machine and with these data."""
+    fingerprints = {name: glue.fingerprint(split) for name, split in splits.items()}
+    found = {
+        "exit_layers": model.exits,
+        "num_labels": len(task.labels),
+        "labels": list(task.labels),
+        "metrics": list(task.metrics),
+        "text_columns": list(task.text_columns),
+        "data_fingerprint": {k: v for k, v in fingerprints.items() if not k.startswith("test")},
+        "bf16": machine.use_bf16(args.precision, device),
+        "data": absolute(args.data),
+        "device_name": machine.device_name(device),
+    }
+    return {**options_of(args, seed), **found}
+
+
+def absolute(name):
+    """A path as it is found from any folder; a hub id as it is."""
+    path = Path(name)
+    return str(path.resolve()) if path.exists() else name
+
+
+def add_submission(args, folder, task, splits, device):
+    """--predict for a run that is finished: its model is still there."""
+    if not args.predict:
+        return
+    loaded = load_run(folder)
+    tests = {name: split for name, split in splits.items() if name.startswith("test")}
+    length = loaded.config["max_length"]
+    tests = {name: glue.tokenize(t, loaded.tokenizer, length) for name, t in tests.items()}
+    model = processes.share(loaded.model.to(device))
+    submission.write(model, task, tests, loaded.tokenizer, device, folder)
+
+
+def show_finished(planned):
+    """Where the runs are and what they scored; of several seeds mean and sd."""
+    if not processes.is_first():
+        return
+    scores = []
+    for _, folder, state in planned:
+        result = read_json(folder / "result.json")
+        scores.append(result["score"])
+        was = ", finished before" if state == "finished" else ""
+        metric, seconds = result["metric"], result["seconds"]
+        print(f"{folder}: {metric} {scores[-1]:.2f}, {seconds:.0f} s of training{was}")
+    if len(scores) > 1:
+        mean, sd = statistics.mean(scores), statistics.stdev(scores)
+        print(f"{metric} {mean:.2f}, sd {sd:.2f} ({len(scores)} seeds)")
