@@ -1,12 +1,13 @@
-"""How often do the two conflict tests agree?  One training run with the exact test, the other one asked at every step.
+"""How often do the two conflict tests agree?
 
-    python benchmarks/gates.py --task rte --method acl-cl --data data --model minilm --pooling mean --lr 1e-4 --epochs 1
+    python benchmarks/gates.py --task rte --method acl-cl --data data --model minilm \
+      --pooling mean --lr 1e-4 --epochs 1 --output runs/gates
 
-All options are train.py's.  The run follows the test at the parameters (--conflict discard); at the same step, on the same
-graph, the test at the representations says for each exit whether it would keep its term.
+All options are train.py's.  The run follows the exact test, at the parameters; at the same step
+and on the same graph the other one, at the representations, says for each exit whether it would
+keep that exit's contrastive loss.
 """
 
-import math
 import sys
 from pathlib import Path
 
@@ -14,53 +15,58 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import exits
-import glue
+import grad_surgery
 import train
 
+at_parameters = []  # of each step: kept?
+at_features = []  # of each step: [kept?] of each exit
 
-def feature_decisions(ce, cl, h):
-    """[keep?] of each exit: < d L_CE / d h^m, d L_CL^m / d h^m > >= 0, as `acl_grad_features` decides."""
-    g_ce, = torch.autograd.grad(sum(ce), h, retain_graph=True)                 # (M, N, d)
-    g_cl, = torch.autograd.grad(sum(cl), h, retain_graph=True)                 # (M, N, d)
-    return ((g_ce * g_cl).sum((1, 2)) >= 0).tolist()
+plain_losses = train.losses
+plain_acl_grad = grad_surgery.acl_grad
 
 
-def main():
-    args = train.parse_args([*sys.argv[1:], "--conflict", "discard"])
-    device = torch.device("cpu")
-    torch.manual_seed(args.seeds[0])
-    split = glue.load_task(args.task, args.data, args.limit_train)["train"]
-    encoder, tokenizer = exits.load_encoder(args.model)
-    model = exits.MultiExitBert(encoder, len(glue.TASKS[args.task].labels), args.exits, args.pooling).train()
-    split = glue.tokenize(split, tokenizer, args.max_length)
-    total = args.epochs * math.ceil(len(split) / args.batch_size)
-    optimizer, schedule = train.make_optimizer(args, model, total)
-    bf16 = train.use_bf16(args.precision, device)
-    steps = []                                                                 # (kept at the parameters, [kept at exit m])
-    for epoch in range(1, args.epochs + 1):
-        order = torch.Generator().manual_seed(1000 * args.seeds[0] + epoch)
-        for batch in glue.loader(split, glue.bucketed_batches(glue.row_lengths(split), args.batch_size, order), tokenizer):
-            labels = batch.pop("label")
-            h, logits = train.forward_shared(model, batch, bf16, len(steps))
-            ce, cl = train.compute_losses(args, model, h, logits, labels)
-            at_features = feature_decisions(ce, cl, h)
-            seen = train.fill_gradients(args, model, h, ce, cl)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            steps.append((seen.kept == 1, at_features))
-    first = max(1, len(steps) // 10)
-    print(f"{args.task} {args.method}, seed {args.seeds[0]}, {len(steps)} steps of {args.batch_size} samples, exits {model.exits}")
-    for name, part in (("all steps", steps), (f"first {first} steps", steps[:first])):
-        dropped = sum(not kept for kept, _ in part) / len(part)
-        dropped_at = [sum(not at[m] for _, at in part) / len(part) for m in range(len(model.exits))]
-        agree = sum(kept == k for kept, at in part for k in at) / sum(len(at) for _, at in part)
-        deepest = sum(kept == at[-1] for kept, at in part) / len(part)
-        print(f"{name}: dropped at the parameters {100 * dropped:.1f} %, at the features of each exit "
-              + " ".join(f"{100 * d:.1f}" for d in dropped_at)
-              + f" %; same decision {100 * agree:.1f} % (deepest exit {100 * deepest:.1f} %)")
+def losses_and_opinion(args, model, h, logits, labels):
+    """train.losses, and what the test at the representations says of them."""
+    ce_loss, acl_losses = plain_losses(args, model, h, logits, labels)
+    g_ce = torch.autograd.grad(ce_loss, h, retain_graph=True)[0]  # (M, N, d)
+    g_acl = torch.autograd.grad(sum(acl_losses), h, retain_graph=True)[0]  # (M, N, d)
+    inner_products = (g_ce * g_acl).sum(dim=(1, 2))  # (M,)
+    at_features.append((inner_products >= 0).tolist())
+    return ce_loss, acl_losses
+
+
+def acl_grad_and_opinion(*arguments):
+    """grad_surgery.acl_grad, and what it decided."""
+    cosine = plain_acl_grad(*arguments)
+    at_parameters.append(cosine >= 0)
+    return cosine
+
+
+def report(name, kept, kept_by_exit):
+    """Print how many steps each test drops, and in how many they agree."""
+    steps = range(len(kept))
+    exits = range(len(kept_by_exit[0]))
+    dropped = percent(not kept[s] for s in steps)
+    dropped_by_exit = [percent(not kept_by_exit[s][m] for s in steps) for m in exits]
+    same = percent(kept[s] == keep for s in steps for keep in kept_by_exit[s])
+    same_at_deepest = percent(kept[s] == kept_by_exit[s][-1] for s in steps)
+    print(f"{name}: dropped at the parameters {dropped:.1f} %, at the features of each exit "
+          + " ".join(f"{share:.1f}" for share in dropped_by_exit)
+          + f" %; same decision {same:.1f} % (deepest exit {same_at_deepest:.1f} %)")
+
+
+def percent(answers):
+    answers = list(answers)
+    return 100 * sum(answers) / len(answers)
 
 
 if __name__ == "__main__":
-    main()
+    args = train.parse_args([*sys.argv[1:], "--conflict", "discard"])
+    train.losses = losses_and_opinion
+    grad_surgery.acl_grad = acl_grad_and_opinion
+    status = train.main(args)
+    if status == 0 and at_parameters:
+        tenth = max(1, len(at_parameters) // 10)
+        report(f"all {len(at_parameters)} steps", at_parameters, at_features)
+        report(f"first {tenth} steps", at_parameters[:tenth], at_features[:tenth])
+    sys.exit(status)

@@ -1,0 +1,1 @@
+"""What things cost: scripts, and README.md with what they measured."""
