@@ -202,8 +202,11 @@ def read_glue_parquet(task, place, name):
 
 def read_glue_saved(task, place, names):
     """What load_dataset("nyu-mll/glue", task).save_to_disk(place) wrote."""
+    # The library takes `::` for a chain of file systems, even in an absolute path.
+    if "::" in str(place.absolute()):
+        raise InputError(f"{place} cannot be read as a saved dataset because of the :: in its "
+                         "path; rename the folder")
     with one_line_errors(place):
-        # An absolute path, so that no part of it is taken for a protocol.
         tables = datasets.load_from_disk(str(place.absolute()), keep_in_memory=True)
     return select_hub_splits(task, tables, names, place)
 
