@@ -46,8 +46,11 @@ def one_line_errors(path):
 
 
 def tsv_rows(path):
-    """(line number, cells) of each line.  Only \\n and \\r\\n end a row, only a tab ends a cell, and
-    quotes are plain characters.  A byte-order mark (MRPC starts with one) is dropped."""
+    """(line number, cells) of each line.
+
+    Only \\n and \\r\\n end a row, only a tab ends a cell, and quotes are plain characters.
+    A byte-order mark (MRPC starts with one) is dropped.
+    """
     with open(path, encoding="utf-8-sig", newline="\n") as file:
         for number, line in enumerate(file, start=1):
             line = line.removesuffix("\n")
@@ -85,10 +88,11 @@ def read_glue(task, data, names):
         if (place / "dataset_dict.json").exists():
             return read_glue_saved(task, place, names)
     raise InputError(
-        f"--data {data} holds no {task.name}: neither {task.folder}/train.tsv (GLUE's download) nor "
-        f"{task.name}/train-*.parquet (a copy of the hub's nyu-mll/glue) nor "
-        f"{task.name}/train/*.parquet (the hub's converted files) nor "
-        f"{task.name}/dataset_dict.json (save_to_disk); data of your own need a --task of their own")
+        f"--data {data} holds no {task.name}: neither {task.folder}/train.tsv (GLUE's download) "
+        f"nor {task.name}/train-*.parquet (a copy of the hub's nyu-mll/glue) "
+        f"nor {task.name}/train/*.parquet (the hub's converted files) "
+        f"nor {task.name}/dataset_dict.json (save_to_disk); "
+        "data of your own need a --task of their own")
 
 
 def glue_places(task, folder):
@@ -220,9 +224,10 @@ def read_glue_hub(task, data, names):
         folder = data.rpartition("/")[2]
         raise InputError(
             f"cannot load {task.name} from the hub's {data} ({reason(error)[:150]}).  Two ways on: "
-            f"where there is a network, `hf download {data} --repo-type dataset --local-dir {folder}`, "
-            f"and here `python train.py --task {task.name} --method acl-cl --data {folder}`; or "
-            "without data `python train.py --task demo --method acl-cl`") from None
+            "where there is a network, "
+            f"`hf download {data} --repo-type dataset --local-dir {folder}`, and here "
+            f"`python train.py --task {task.name} --method acl-cl --data {folder}`; "
+            "or without data `python train.py --task demo --method acl-cl`") from None
     return select_hub_splits(task, tables, names, data)
 
 
@@ -286,7 +291,7 @@ SPLIT_NAMES = {
 # Text columns that are taken where a file has more than two columns beside `label`.
 PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"),
          ("question", "sentence"), ("text1", "text2"))
-SINGLES = (("sentence",), ("text",), ("question",))
+SINGLES = ("sentence", "text", "question")
 NUMBERING = ("id", "idx", "index", "guid", "", "unnamed: 0", "__index_level_0__")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 DEV_SHARE = 0.1
@@ -467,6 +472,17 @@ READERS = {
 }
 
 
+def well_known(columns):
+    """The one pair of well-known names among the columns, or else the one such name, or ()."""
+    pairs = [pair for pair in PAIRS if set(pair) <= set(columns)]
+    singles = [name for name in SINGLES if name in columns]
+    if len(pairs) == 1:
+        return pairs[0]
+    if not pairs and len(singles) == 1:
+        return (singles[0],)
+    return ()
+
+
 def choose_text_columns(table):
     """One or two columns: all but `label` and a numbering, or else names that are well known."""
     present = list(table.columns)
@@ -478,11 +494,12 @@ def choose_text_columns(table):
     if not texts:
         raise InputError(f"{table.path} has no text column; found {', '.join(present)!r}")
 
-    for known in (PAIRS, SINGLES):
-        fitting = [columns for columns in known if set(columns) <= set(texts)]
-        if len(fitting) == 1 and (known is PAIRS or len(texts) > 2):
-            texts = list(fitting[0])
-            break
+    # A pair gets its usual order, whatever the file's; of many columns the known ones are taken.
+    known = well_known(texts)
+    if known and len(texts) > 2:
+        texts = known
+    if set(known) == set(texts):
+        texts = known
     if len(texts) > 2:
         raise InputError(f"{table.path} has {len(texts)} columns that may be texts: "
                          f"{', '.join(texts)[:80]}; keep one or two beside label, or call them "

@@ -11,7 +11,8 @@ from huggingface_hub.utils import get_session
 from tools.command_line import InputError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
-FILE_ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt", ".gz", ".zip", ".safetensors")
+FILE_ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet",
+                ".txt", ".xlsx", ".gz", ".zip", ".safetensors")
 
 
 def check_path_or_hub_id(option, value):
@@ -27,8 +28,7 @@ def check_path_or_hub_id(option, value):
         raise InputError(f"{option} {value}: this link points nowhere, to {os.readlink(value)}")
     is_file_name = value.lower().endswith(FILE_ENDINGS)
     if is_file_name or not HUB_ID.fullmatch(value):
-        raise InputError(
-            f"{option} {value}: no such path from {os.getcwd()} (and a hub id is spelt owner/name)")
+        raise InputError(f"{option} {value}: no such path (and a hub id is spelt owner/name)")
     return False
 
 

@@ -164,7 +164,8 @@ def test_short_rows_are_an_error_outside_qqps_train(tmp_path):
     assert "line 4" in refusal("qqp", data)
 
 
-@pytest.mark.parametrize("odd", ["\r", "\v", "\f", "\x1c", "\x1e", "\x85", "\u2028", "\u2029", "\0"])
+@pytest.mark.parametrize("odd", [
+    "\r", "\v", "\f", "\x1c", "\x1e", "\x85", "\u2028", "\u2029", "\0"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_only_newlines_end_a_row_and_only_tabs_a_cell(odd, end, tmp_path):
     text = RTE_TSV.replace("A \"b", f'{odd}a{odd}b "c, d{odd}').replace("\n", end)
@@ -279,8 +280,8 @@ def test_local_copy_of_the_hub(tmp_path):
     assert "holds 1 of the 2 parts" in refusal("rte", str(tmp_path))
 
 
-ODD_FOLDERS = ["glue[v1]", "glue*", "glue?", "gl ue", "glue{a,b}", "**", "[!a]", "glü", "a::b", "~",
-               "hf:", "%20", "$HOME", "-x"]
+ODD_FOLDERS = ["glue[v1]", "glue*", "glue?", "gl ue", "glue{a,b}", "**", "[!a]", "glü", "a::b",
+               "~", "hf:", "%20", "$HOME", "-x"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="other systems refuse such names")
@@ -352,7 +353,8 @@ def test_classes_of_another_task_or_order(tmp_path):
 
 def test_nothing_there_says_what_was_looked_for(tmp_path):
     line = refusal("rte", str(tmp_path))
-    for name in ("RTE/train.tsv", "rte/train-*.parquet", "rte/train/*.parquet", "dataset_dict.json"):
+    for name in ("RTE/train.tsv", "rte/train-*.parquet", "rte/train/*.parquet",
+                 "rte/dataset_dict.json"):
         assert name in line
     assert "--data FOLDER" not in line and "--task demo" not in line
     # A single split, saved, is not the whole.
@@ -707,7 +709,8 @@ def test_choice_of_text_columns(columns, expected, left_out, tmp_path, capsys):
 
 @pytest.mark.parametrize("columns", [
     ["a", "b", "c", "label"], ["text", "sentence", "c", "label"],
-    ["sentence1", "sentence2", "premise", "hypothesis", "label"]])
+    ["sentence1", "sentence2", "premise", "hypothesis", "label"],
+    ["sentence1", "sentence2", "premise", "hypothesis", "text", "label"]])
 def test_ambiguous_text_columns_are_refused(columns, tmp_path):
     (tmp_path / "mine.csv").write_text(",".join(columns) + "\n" + ",".join("x" * len(columns)))
     assert "columns that may be texts" in refusal("mine", str(tmp_path / "mine.csv"))
@@ -754,7 +757,8 @@ def test_a_changed_file_is_read_anew(kind, tmp_path):
 
 
 def test_a_json_list_or_lines_alike_and_gaps(tmp_path):
-    objects = [{"text": "a", "label": 1, "id": 7}, {"label": 2, "text": "b"}, {"text": "c", "label": 2}]
+    objects = [{"text": "a", "label": 1, "id": 7}, {"label": 2, "text": "b"},
+               {"text": "c", "label": 2}]
     (tmp_path / "a.json").write_text(json.dumps(objects))
     (tmp_path / "b.json").write_text("\n\n".join(json.dumps(one) for one in objects) + "\n")
     for name in ("a.json", "b.json"):
@@ -872,8 +876,8 @@ BAD = {     # name: (folder -> task and data, a word that the message must have)
     "own: no text column": (own("id,label\n1,x\n2,y\n"), "no text column"),
     "own: two columns of one name": (own("text,text,label\na,b,x\n"), "line 1: two columns"),
     "own: one class": (own("text,label\na,x\nb,x\n"), "1 different values (x"),
-    "own: numbers of a regression": (own("text,label\n" + "".join(f"a,{i / 7}\n" for i in range(999))),
-                                     "999 different values"),
+    "own: numbers of a regression": (
+        own("text,label\n" + "".join(f"a,{i / 7}\n" for i in range(999))), "999 different values"),
     "own: one number in two spellings": (own("text,label\na,1\nb,1.0\nc,2\n"), "1 and 1.0"),
     "own: a missing text": (own("text,label\na,x\n,y\n"), "line 3: the text text is missing"),
     "own: a text of spaces": (own("text,label\na,x\n  ,y\n"), "line 3: the text text is missing"),
@@ -938,7 +942,8 @@ def test_a_class_only_in_the_held_out_end(tmp_path):
     assert "not_entailment" in refusal("rte", write_download(tmp_path, train=text), holdout=1)
 
 
-@pytest.mark.parametrize("name", ["own: class of test unknown", "own: no test file", "own: one file"])
+@pytest.mark.parametrize("name", [
+    "own: class of test unknown", "own: no test file", "own: one file"])
 def test_bad_test_files(name, tmp_path):
     data = tmp_path
     (tmp_path / "train.csv").write_text(TINY)
