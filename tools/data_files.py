@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import datasets
-import pyarrow
 import pyarrow.parquet
 from datasets import ClassLabel, Dataset
 
@@ -186,13 +185,7 @@ def read_parquet_parts(files):
     parts = []
     for path in files:
         with one_line_errors(path), open(path, "rb") as file:
-            table = pyarrow.parquet.read_table(file)
-            # pandas writes a category as a dictionary, which a Dataset does not know.
-            for i, field in enumerate(table.schema):
-                if pyarrow.types.is_dictionary(field.type):
-                    plain = table.column(i).cast(field.type.value_type)
-                    table = table.set_column(i, field.name, plain)
-            parts.append(Dataset(table))
+            parts.append(Dataset(pyarrow.parquet.read_table(file)))
     with one_line_errors(files[0]):
         return datasets.concatenate_datasets(parts)
 
