@@ -307,9 +307,9 @@ def read_own(name, data, with_test):
     tables = {split: read_table(path) for split, path in files.items()}
     text_columns = choose_text_columns(tables["train"])
     classes = choose_classes(tables["train"])
-    shown = ", ".join(classes[:10])
+    shown = " | ".join(classes[:10])
     if len(classes) > 10:
-        shown += ", .."
+        shown += " | .."
     print(f"{name}: texts from {' and '.join(text_columns)}; {len(classes)} classes: {shown}",
           file=sys.stderr)
 

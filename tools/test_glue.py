@@ -566,7 +566,7 @@ def test_own_file_of_each_kind(kind, tmp_path, capsys):
     for split in splits.values():
         assert split.column_names == ["text", "label"]
     told = capsys.readouterr().err
-    assert "3 classes: bad, good, so so" in told and "texts from text" in told
+    assert "3 classes: bad | good | so so" in told and "texts from text" in told
     assert f"no dev file; 1 of the {len(samples)} samples of mine{kind}" in told
 
 
