@@ -30,6 +30,10 @@ def small_encoder(kind="bert", num_layers=3, dropout=0.1):
         max_position_embeddings=64,
         initializer_range=0.3,
         pad_token_id=1,
+        bos_token_id=2,
+        eos_token_id=3,
+        cls_token_id=2,
+        sep_token_id=3,
     )
 
     # What one family calls otherwise, or has besides.
@@ -39,7 +43,6 @@ def small_encoder(kind="bert", num_layers=3, dropout=0.1):
         if hasattr(config, name):
             setattr(config, name, dropout)
     others = {"embedding_size": 8, "hidden_dim": 32, "initializer_cutoff_factor": 2.0}
-    others |= {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
     if kind == "roberta":
         others["type_vocab_size"] = 1
     for name, value in others.items():
