@@ -95,9 +95,11 @@ def check(temperature, labels, **matrices):
         shape = tuple(matrix.shape)
         if matrix.dim() != 2 or not matrix.is_floating_point():
             raise ValueError(f"{name} must be floating point (N, d), not {matrix.dtype} {shape}")
+        is_classes = name.endswith("label_embeddings")
+        rows = "K" if is_classes else "N"
         if shape[0] == 0 or shape[1] != width:
-            raise ValueError(f"{name} must be (N, {width}) with N > 0, not {shape}")
-        if name.endswith("label_embeddings"):
+            raise ValueError(f"{name} must be ({rows}, {width}) with {rows} > 0, not {shape}")
+        if is_classes:
             check_range(labels, len(matrix))
         elif labels.shape != shape[:1]:
             raise ValueError(f"labels must be ({len(matrix)},) for {name} {shape}, "
@@ -194,6 +196,11 @@ def kd_loss(student_logits, teacher_logits, temperature):
     """
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be a number above 0, not {temperature}")
+    logits = {"student_logits": student_logits, "teacher_logits": teacher_logits}
+    for name, matrix in logits.items():
+        if not isinstance(matrix, torch.Tensor) or not matrix.is_floating_point():
+            found = getattr(matrix, "dtype", type(matrix).__name__)
+            raise ValueError(f"{name} must be a floating-point tensor, not {found}")
     s, t = student_logits.float(), teacher_logits.detach().float()  # (N, K) each
     if s.shape != t.shape or s.dim() != 2:
         found = f"{tuple(s.shape)} and {tuple(t.shape)}"
