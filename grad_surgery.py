@@ -24,9 +24,10 @@ def acl_grad(ce_loss, acl_loss, parameters, weight):
     Returns the cosine between both gradients, NaN where that is not finite, 0 where one is zero.
     Raises ValueError.
 
+    - Caveat: checkpoint(.., use_reentrant=True) hides the parameters inside it from gradients
+      that are taken for chosen tensors, as here, and torch says nothing: they look like unused
+      ones and get None.  Use use_reentrant=False, as transformers does.
     - `.grad` is replaced, not added to.  To accumulate, sum the losses before.
-    - Caveat: a parameter that both graphs hide, such as one inside checkpoint(..,
-      use_reentrant=True) whose input needs no gradient, looks like an unused one and gets None.
     - Our reading: the inner product is taken over the parameters that both losses reach, a tie
       at 0 is no conflict, and an inner product that is not finite is one.
 
@@ -45,6 +46,8 @@ def acl_grad(ce_loss, acl_loss, parameters, weight):
 
     # Both gradients from one graph.  g_CE lies in .grad, None where CE does not reach.
     parameters = [p for p in parameters if p.requires_grad]
+    if not all(p.is_leaf for p in parameters):
+        raise ValueError("parameters must be an iterable of leaf tensors: model.parameters()")
     for p in parameters:
         p.grad = None
     ce_loss.backward(inputs=parameters, retain_graph=True)
@@ -104,7 +107,8 @@ def apply_rule(ce_loss, acl_loss, parameters, weight, rule):
     weigh [1.0, 0.0]
     """
     check_rule(rule, RULES)
-    parameters = [p for p in parameters if p.requires_grad]
+    check_step(weight, ce_loss=ce_loss, acl_loss=acl_loss)
+    parameters = trainable(parameters)
     g_ce = torch.autograd.grad(ce_loss, parameters, retain_graph=True, allow_unused=True)
     g_acl = torch.autograd.grad(acl_loss, parameters, allow_unused=True)
     products = inner_products(g_ce, g_acl)
@@ -131,6 +135,11 @@ def acl_grad_features(ce_loss, acl_losses, h, parameters, weight, rule="discard"
     Returns M cosines.
     """
     check_rule(rule, ["observe", "discard", "weigh"])
+    losses = {f"acl_losses[{m}]": acl_loss for m, acl_loss in enumerate(acl_losses)}
+    check_step(weight, ce_loss=ce_loss, **losses)
+    if len(losses) != len(h):
+        raise ValueError(f"acl_losses must be one for each of the {len(h)} exits of h, not "
+                         f"{len(losses)}")
 
     # Both walks end at h, just below the losses: a few products of N x K, next to nothing.
     g_ce = torch.autograd.grad(ce_loss, h, retain_graph=True)[0]  # (M, N, d)
@@ -144,7 +153,7 @@ def acl_grad_features(ce_loss, acl_losses, h, parameters, weight, rule="discard"
         if along_acl != 0:
             total = total + weight * along_acl * acl_loss
 
-    parameters = [p for p in parameters if p.requires_grad]
+    parameters = trainable(parameters)
     for p in parameters:
         p.grad = None
     total.backward(inputs=parameters)
@@ -209,6 +218,23 @@ def check_rule(rule, allowed):
     """ValueError for a rule that is not there."""
     if rule not in allowed:
         raise ValueError(f"rule must be one of {', '.join(allowed)}, not {rule!r}")
+
+
+def check_step(weight, **losses):
+    """ValueError that names what is no scalar, or a weight below 0: `acl_grad`'s own checks."""
+    for name, loss in losses.items():
+        if not isinstance(loss, torch.Tensor) or loss.dim() != 0:
+            raise ValueError(f"{name} must be a scalar tensor, not {loss!r:.60}")
+    if not 0 <= weight < float("inf"):
+        raise ValueError(f"weight must be a number of 0 or more, not {weight}")
+
+
+def trainable(parameters):
+    """Those that want a gradient, as a list; ValueError for what is no leaf tensor."""
+    parameters = [p for p in parameters if p.requires_grad]
+    if not all(p.is_leaf for p in parameters):
+        raise ValueError("parameters must be an iterable of leaf tensors: model.parameters()")
+    return parameters
 
 
 def main():
