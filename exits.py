@@ -207,32 +207,59 @@ def normalised_entropy(logits):
     where two logits are 104 or more apart."""
     log_p = F.log_softmax(logits.float(), dim=-1)
     H = -(log_p.exp() * log_p).sum(dim=-1)
-    log_K = torch.tensor(float(logits.shape[-1])).log()  # in float32, as H is
-    return H / log_K.to(H.device)
+    log_K = torch.tensor(float(logits.shape[-1]), device=H.device).log()  # in float32, as H is
+    return H / log_K
 
 
 def check_rule(logits, threshold=0.0, patience=1):
     """ValueError for what would be answered without a word, but wrongly."""
-    if logits.dim() != 3 or not logits.is_floating_point():
-        found = f"{logits.dtype} {tuple(logits.shape)}"
-        raise ValueError(f"logits must be floating point (m, n, K): exits, samples, classes; "
-                         f"not {found}")
+    check_logits(logits)
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be a number from 0 to 1, not {threshold}")
     if not isinstance(patience, int) or patience < 1:
         raise ValueError(f"patience must be a whole number of exits from 1, not {patience}")
-    sums = logits.detach().float().sum(dim=-1)
-    if logits.numel() and logits.min() >= 0 and torch.allclose(sums, torch.ones_like(sums)):
+
+    # One sample's logits may be positive and sum to 1 by chance, six samples' hardly.
+    m, n, _ = logits.shape
+    if m * n < 6 or logits.is_meta or logits.min() < 0:
+        return
+    sums = logits.float().sum(dim=-1)
+    if torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
         raise ValueError("logits must come before the softmax; these are probabilities")
+
+
+def check_logits(logits):
+    """ValueError unless they are floating point (m, n, K) with two classes or more."""
+    letters = "floating point (m, n, K): exits, samples, two classes or more"
+    if not isinstance(logits, torch.Tensor):
+        raise ValueError(f"logits must be {letters}; not {type(logits).__name__}")
+    is_stack = logits.dim() == 3 and logits.is_floating_point()
+    if not is_stack or logits.shape[0] == 0 or logits.shape[2] < 2:
+        found = f"{logits.dtype} {tuple(logits.shape)}"
+        raise ValueError(f"logits must be {letters}; not {found}")
+
+
+def who_leaves(rule, logits):
+    """What a rule says of logits (m, n, K), its answer checked: (n,) bool.  Raises ValueError."""
+    leave = rule(logits)
+    n = logits.shape[1]
+    found = type(leave).__name__
+    if isinstance(leave, torch.Tensor):
+        found = f"{leave.dtype} {tuple(leave.shape)}"
+    if found != f"torch.bool ({n},)":
+        raise ValueError(f"a rule must return torch.bool ({n},), one for each sample; not {found}")
+    return leave
 
 
 def exit_indices(logits, rule):
     """Who would leave where, from stored logits (M, R, K) of all exits: (R,) int64, an index
-    0..M-1 into the exits."""
+    0..M-1 into the exits.  Raises ValueError."""
+    check_logits(logits)
     M, R, _ = logits.shape
     index = torch.full((R,), M - 1, device=logits.device)  # the deepest exit always answers
     for m in reversed(range(M - 1)):  # so that the shallowest has the last word
-        index[rule(logits[:m + 1])] = m
+        leave = who_leaves(rule, logits[:m + 1])
+        index = torch.where(leave, m, index)
     return index
 
 
@@ -246,7 +273,8 @@ def early_exit(model, batch, rule):
     batch: dict of (N, L) tensors; rule: logits (m, n, K) -> (n,) bool, or None: nobody leaves
     early and only the deepest exit is computed, the full model to compare with.  Returns logits
     (N, K) and exit layers (N,), from 1, in the order of the input.  Dropout is off, whatever mode
-    the model is in.  Raises InputError for an encoder whose layers are not BERT's.
+    the model is in.  Raises InputError for an encoder whose layers are not BERT's, ValueError
+    for a rule that does not answer as it should.
 
     Example: samples 0, 1, 2 are inside and 1 leaves.  `stay` is [True, False, True]; hidden
     (3, L, d) becomes (2, L, d), and the attention mask and the logits so far must lose the same
@@ -257,7 +285,8 @@ def early_exit(model, batch, rule):
         hidden, attention_mask = embed(model, batch)  # (N, L, d)
         mask = token_mask(batch)  # (N, L)
         inside = torch.arange(len(hidden), device=hidden.device)  # (n,) who is where
-        answer = None  # (N, K), as soon as the first exit is passed
+        K = model.classifiers[0].out_features
+        answer = torch.empty(len(hidden), K, device=hidden.device)  # (N, K)
         exit_layers = torch.empty_like(inside)  # (N,)
         so_far = []  # the logits of the exits passed, each (n, K)
 
@@ -273,11 +302,9 @@ def early_exit(model, batch, rule):
             if is_last:
                 leave = torch.ones_like(inside, dtype=torch.bool)  # all that are left
             else:
-                leave = rule(torch.stack(so_far))  # (n,)
+                leave = who_leaves(rule, torch.stack(so_far))  # (n,)
             if not leave.any():
                 continue
-            if answer is None:
-                answer = so_far[-1].new_empty(len(exit_layers), so_far[-1].shape[-1])
             answer[inside[leave]] = so_far[-1][leave]
             exit_layers[inside[leave]] = number
 
@@ -334,13 +361,14 @@ def check_layers(model):
 
 @contextlib.contextmanager
 def evaluating(model):
-    """Evaluation mode inside, the caller's mode afterwards."""
-    was_training = model.training
+    """Evaluation mode inside; afterwards every part is as it was, a frozen encoder too."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for module, was_training in modes:
+            module.training = was_training
 
 
 @torch.no_grad()
@@ -371,8 +399,9 @@ def predict(run, texts, rule, batch_size=32):
     """Classify texts with early exit.  run: from tools.models.load_run.
 
     texts: one list of R strings for each text column of the task; rule: as in `early_exit`.
-    Returns R labels and R exit layers, in the order of the texts.
+    Returns R labels and R exit layers, in the order of the texts.  Raises ValueError.
     """
+    check_texts(texts, run.config["text_columns"])
     device = next(run.model.parameters()).device
     labels, exit_layers = [], []
     for start in range(0, len(texts[0]), batch_size):
@@ -388,6 +417,16 @@ def predict(run, texts, rule, batch_size=32):
         labels += [run.labels[k] for k in logits.argmax(dim=-1).tolist()]
         exit_layers += layers.tolist()
     return labels, exit_layers
+
+
+def check_texts(texts, names):
+    """ValueError unless texts are one list of strings for each name; a list of strings alone
+    would be read letter by letter."""
+    are_lists = all(isinstance(column, (list, tuple)) for column in texts)
+    sizes = {len(column) for column in texts}
+    if not are_lists or len(texts) != len(names) or len(sizes) != 1:
+        raise ValueError(f"texts must be one list of strings for each of {', '.join(names)}, all "
+                         "of one length")
 
 
 def main():
