@@ -4,32 +4,29 @@
     2  surgery     two gradients of two numbers, then all of a model's against one long vector
     3  the model   every exit against the encoder's own hidden states
     4  early exit  each rule told again for one sample; dropping samples changes no answer
-    5  data        metrics by hand, batches, a demo that cannot be guessed
-    6  training    what each method adds up, and one whole run of the demo
+    5  training    what each method adds up, and one whole run of the demo
 
     pytest test_acl.py          (no network)
 
-Calls that go wrong are in tools/test_calls.py; files, commands and processes in the other
-tools/test_*.py.
+Beside it: tools/test_calls.py, calls that go wrong; tools/test_batches.py, metrics and batches;
+tools/test_steps.py, optimizer and every gate; tools/test_runs.py, folders and commands.
 """
 
 import functools
 import json
 import math
 
-import datasets
 import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from transformers import BertTokenizer
 
 import acl
 import exits
 import glue
 import grad_surgery
 import train
-from tools import angles, demo, machine, models
+from tools import angles, models
 from tools.command_line import InputError
 from tools.files import read_csv
 from tools.testing import (
@@ -907,167 +904,7 @@ def test_another_walk_than_the_encoders_is_noticed():
     assert layer.training
 
 
-# ------------------------------------------------------------------------------------ 5 data
-
-
-def test_metrics_by_hand():
-    """Of class 1: 2 true positives, 1 false positive, 2 false negatives, 3 true negatives."""
-    predictions = torch.tensor([1, 1, 0, 0, 1, 0, 0, 0])
-    labels = torch.tensor([1, 0, 0, 1, 1, 0, 0, 1])
-    nothing = torch.zeros(8, dtype=torch.int64)
-    assert glue.accuracy(predictions, labels) == 62.5
-    assert glue.f1(predictions, labels) == pytest.approx(100 * 2 * 2 / (4 + 1 + 2))
-    # Class 0 has 3 right, 1 missed, 2 too many.
-    assert glue.macro_f1(predictions, labels) == pytest.approx(100 * (4 / 7 + 6 / 9) / 2)
-    root = math.sqrt(3 * 4 * 4 * 5)
-    assert glue.matthews(predictions, labels) == pytest.approx(100 * (2 * 3 - 1 * 2) / root)
-    assert glue.matthews(labels, labels) == 100
-    assert glue.matthews(1 - labels, labels) == -100
-    assert glue.matthews(nothing, labels) == 0
-    assert glue.f1(nothing, labels) == 0
-    assert glue.matthews(nothing, nothing) == 0
-    assert glue.macro_f1(nothing, nothing) == 100
-
-
-def test_metrics_of_three_classes_by_hand():
-    """Table of predictions (lines) and labels (columns): 2 1 0 / 0 1 1 / 1 0 2, 5 of 8 right.
-
-    F1: class 0 2*2/(3+3), class 1 2*1/(2+2), class 2 2*2/(3+3).
-    R_3: (5*8 - (3*3 + 2*2 + 3*3)) / sqrt((64 - 22) (64 - 22)) = 18 / 42.
-    """
-    predictions = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2])
-    labels = torch.tensor([0, 0, 1, 1, 2, 0, 2, 2])
-    assert glue.accuracy(predictions, labels) == 62.5
-    expected = 100 * (2 / 3 + 1 / 2 + 2 / 3) / 3
-    assert glue.macro_f1(predictions, labels) == pytest.approx(expected)
-    assert glue.matthews(predictions, labels) == pytest.approx(100 * 18 / 42)
-
-
-def test_score_names_and_order():
-    logits, labels = torch.tensor([[0.0, 1], [1, 0]]), torch.tensor([1, 1])
-    assert glue.score(("accuracy", "f1"), logits, labels) == {"accuracy": 50, "f1": 200 / 3}
-    scores = glue.score(("macro_f1", "accuracy"), torch.eye(150), torch.arange(150))
-    assert list(scores.items()) == [("macro_f1", 100), ("accuracy", 100)]
-    assert glue.TASKS["cola"].metrics == ("matthews",)
-    for name, task in glue.TASKS.items():
-        assert task.name == name
-        assert set(task.metrics) <= set(glue.METRICS)
-        assert name == "cola" or task.metrics[0] == "accuracy"
-
-
-ODD_TOKENIZERS = [{}, {"padding_side": "left"}, {"model_input_names": ["input_ids"]}]
-
-
-@pytest.mark.parametrize("padding", [0, 3])
-@pytest.mark.parametrize("odd", ODD_TOKENIZERS)
-def test_batches_hold_their_samples_padded_to_the_longest(padding, odd):
-    """With the library's tokenizer, whatever it would pad with, where, and what it returns."""
-    words = ["[UNK]", "[CLS]", "[SEP]", "a", "b", "c"]
-    words.insert(padding, "[PAD]")
-    vocabulary = {word: number for number, word in enumerate(words)}
-    tokenizer = BertTokenizer(vocab=vocabulary, **odd)
-    samples = {"sentence1": ["a", "a b c", ""], "sentence2": ["b", "c a", "c"], "label": [0, 1, 1]}
-    split = glue.tokenize(datasets.Dataset.from_dict(samples), tokenizer, max_length=7)
-    assert glue.row_lengths(split).tolist() == [5, 7, 4]
-    # A table: MNLI must not become Python lists.
-    assert split.features["input_ids"].feature.dtype == "int32"
-
-    numbers = [torch.tensor([1, 2, 0]), torch.tensor([2])]
-    one, two = glue.loader(split, numbers, tokenizer)
-    sentences = [
-        "[CLS] a b [SEP] c a [SEP]",
-        "[CLS] [SEP] c [SEP] [PAD] [PAD] [PAD]",
-        "[CLS] a [SEP] b [SEP] [PAD] [PAD]",
-    ]
-    expected = [[vocabulary[word] for word in sentence.split()] for sentence in sentences]
-    assert one["input_ids"].tolist() == expected
-    assert two["input_ids"].tolist() == [expected[1][:4]]
-    assert one["attention_mask"].tolist() == [
-        [1, 1, 1, 1, 1, 1, 1],
-        [1, 1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 1, 1, 0, 0],
-    ]
-    assert one["token_type_ids"].tolist() == [
-        [0, 0, 0, 0, 1, 1, 1],
-        [0, 0, 1, 1, 0, 0, 0],
-        [0, 0, 0, 1, 1, 0, 0],
-    ]
-    assert one["label"].tolist() == [1, 1, 0]
-    for batch in (one, two):
-        assert {tokens.dtype for tokens in batch.values()} == {torch.int64}
-
-
-def padding_share(lengths, batches):
-    """Tokens with padding over tokens without."""
-    padded = sum(len(samples) * int(lengths[samples].max()) for samples in batches)
-    return padded / int(lengths.sum())
-
-
-def test_bucketed_batches_carry_every_sample_once_and_hardly_any_padding():
-    lengths = torch.randint(10, 120, (2490,), generator=torch.Generator().manual_seed(0))
-
-    def batches_of(seed):
-        return glue.bucketed_batches(lengths, 32, torch.Generator().manual_seed(seed))
-
-    batches, order = batches_of(7), torch.cat(batches_of(7))
-    assert order.sort().values.tolist() == list(range(2490))
-    assert len(batches) == math.ceil(2490 / 32)
-    assert torch.equal(order, torch.cat(batches))
-    assert not torch.equal(order, torch.cat(batches_of(8)))
-    shuffled = torch.randperm(2490, generator=torch.Generator().manual_seed(7)).split(32)
-    assert padding_share(lengths, batches) <= 1.10
-    assert padding_share(lengths, shuffled) > 1.5
-
-
-def test_bucketed_batches_are_shuffled_within_windows_and_among_themselves():
-    lengths = torch.arange(4000)  # no ties: sorting alone would leave no choice
-    pairs = []
-    for seed in (1, 2):
-        batches = glue.bucketed_batches(lengths, 2, torch.Generator().manual_seed(seed))
-        pairs.append([tuple(samples.tolist()) for samples in batches])
-    assert len(set(pairs[0]) & set(pairs[1])) < 1000  # other neighbours
-    firsts = [pair[0] for pair in pairs[0]][:50]
-    assert firsts != sorted(firsts)  # not from short to long
-
-
-def bags_of_words(split, vocabulary):
-    """(R, 2 V + 1) counts of both sentences' words, and a 1 for the bias."""
-    counts = torch.zeros(len(split), 2 * len(vocabulary) + 1)
-    counts[:, -1] = 1
-    for i, sentences in enumerate(texts(split)):
-        for j, sentence in enumerate(sentences):
-            for word in sentence.split():
-                counts[i, j * len(vocabulary) + vocabulary[word]] += 1
-    return counts
-
-
-def test_the_demo_is_honest():
-    """No dev sample in train, classes level, every word known; and a bag of words, by logistic
-    regression, is better than a guess and far from enough."""
-    _, splits = glue.load_task("demo", "unused", with_test=True)
-    assert not set(texts(splits["train"])) & set(texts(splits["dev"]))
-    for split in splits.values():
-        assert sum(split["label"][:]) == len(split) / 2
-    _, tokenizer = demo.demo_encoder()
-    for sample in texts(splits["dev"])[:100]:
-        assert tokenizer.unk_token_id not in tokenizer(*sample)["input_ids"]
-
-    vocabulary = tokenizer.get_vocab()
-    train_bags = bags_of_words(splits["train"], vocabulary)
-    train_labels = labels_of(splits["train"])
-    weights = torch.zeros(train_bags.shape[1], 2, requires_grad=True)
-    optimizer = torch.optim.Adam([weights], 0.05)
-    for _ in range(200):
-        optimizer.zero_grad()
-        F.cross_entropy(train_bags @ weights, train_labels).backward()
-        optimizer.step()
-    predictions = (train_bags @ weights).argmax(dim=-1)
-    assert glue.accuracy(predictions, train_labels) > 55
-    predictions = (bags_of_words(splits["dev"], vocabulary) @ weights).argmax(dim=-1)
-    assert glue.accuracy(predictions, labels_of(splits["dev"])) < 65
-
-
-# -------------------------------------------------------------------------------- 6 training
+# -------------------------------------------------------------------------------- 5 training
 
 STEP_LABELS = torch.tensor([0, 1, 1, 0, 1, 0])
 
@@ -1117,22 +954,6 @@ def test_each_methods_losses(method, gate, weight, tau):
         assert loss.item() == pytest.approx(w / 9 * value.item(), rel=1e-5, abs=1e-7)
 
 
-@pytest.mark.parametrize("switch, share", [("--method", 1), ("--no-students-embed", 0)])
-def test_acl_cls_students_with_and_without_acl_embed(switch, share):
-    model = small_model(dropout=0.0)
-    h, logits = model(small_batch(6, 9))
-    rows = [classifier.weight for classifier in model.classifiers]
-    words = ["--exit-weights", "uniform", "--method", "acl-cl"]
-    args = options(*words, *([switch] if share == 0 else []))
-    _, acl_losses = train.losses(args, model, h, logits, STEP_LABELS)
-    for m in range(2):
-        expected = acl.acl_cl_loss(h[m], h[2], STEP_LABELS, rows[2], 0.5)
-        expected = expected + share * acl.acl_embed_loss(h[m], STEP_LABELS, rows[m], 0.5)
-        assert 3 * acl_losses[m].item() == pytest.approx(expected.item(), rel=1e-5)
-    teacher = acl.acl_embed_loss(h[2], STEP_LABELS, rows[2], 0.5)
-    assert 3 * acl_losses[2].item() == pytest.approx(teacher.item(), rel=1e-5)
-
-
 @pytest.mark.parametrize("weights, w", [("depth", (1, 2, 3)), ("uniform", (1, 1, 1))])
 def test_a_step_of_scl_is_a_mixture(weights, w):
     """sum_m w_m ((1 - lambda) CE^m + lambda SCL^m) / sum_m w_m."""
@@ -1149,72 +970,6 @@ def test_a_step_of_scl_is_a_mixture(weights, w):
     batch = small_batch(6, 9) | {"label": STEP_LABELS}
     train.training_step(args, model, batch, 0.3, bf16=False)
     assert_gradients(model, expected)
-
-
-def test_optimizer_groups():
-    """Heads have a learning rate of their own, biases and norms no decay, nothing is left out
-    or in twice."""
-    model = small_model()
-    args = options("--method", "ce", "--lr", "1e-4")
-    optimizer, _ = train.make_optimizer(args, model, 100)
-    group_of = {}
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            assert id(p) not in group_of
-            group_of[id(p)] = group
-    assert len(group_of) == len(list(model.parameters()))
-    for name, p in model.named_parameters():
-        rate = 2e-3 if name.startswith("classifiers") else 1e-4
-        assert group_of[id(p)]["initial_lr"] == pytest.approx(rate)
-        assert (group_of[id(p)]["weight_decay"] > 0) == (p.dim() > 1)
-
-
-def test_schedule():
-    """Up over a tenth of the steps, then down to 0."""
-    args = options("--method", "ce", "--lr", "1e-4")
-    optimizer, schedule = train.make_optimizer(args, small_model(), 100)
-    rates = []
-    for _ in range(101):
-        rates.append(schedule.get_last_lr()[0])
-        optimizer.step()
-        schedule.step()
-    assert rates[0] == rates[100] == 0
-    assert rates[5] == rates[55] == pytest.approx(5e-5)
-    assert rates[10] == max(rates) == 1e-4
-
-
-def test_precision():
-    assert machine.use_bf16("bf16", CPU) is True
-    assert machine.use_bf16("fp32", CPU) is False
-    model = small_model().train()
-    dtypes = []
-    model.register_forward_hook(lambda module, inputs, outputs: dtypes.append(outputs[1].dtype))
-    for bf16 in (True, False):
-        batch = small_batch(6, 9) | {"label": STEP_LABELS}
-        train.training_step(options("--method", "ce"), model, batch, 0.1, bf16)
-    assert dtypes == [torch.bfloat16, torch.float32]
-
-
-STEPS = []
-for method in train.METHODS:
-    STEPS.append((method, "none", "parameters"))
-    if method != "ce":
-        STEPS += [(method, rule, "parameters") for rule in grad_surgery.RULES]
-    if method not in ("ce", "kd"):
-        STEPS += [(method, rule, "features") for rule in ("observe", "discard", "weigh")]
-
-
-@pytest.mark.parametrize("method, rule, at", STEPS)
-def test_every_method_takes_a_step_with_every_gate(method, rule, at):
-    model = small_model()
-    args = options("--method", method, "--conflict", rule, "--conflict-at", at, "--exits", "all")
-    batch = small_batch(6, 9) | {"label": STEP_LABELS}
-    _, acl_loss, cosines = train.training_step(args, model, batch, args.weight, bf16=False)
-    assert (acl_loss.item() > 0) == (method != "ce")
-    number = {"parameters": 1, "features": 3}[at]
-    assert len(cosines) == (0 if rule == "none" else number)
-    for name, gradient in gradients_of(model).items():
-        assert gradient.isfinite().all(), name
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """What several test files share: small models, batches, a tokenizer of words, a command's answer."""
 
+from pathlib import Path
+
 import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoModel, BatchEncoding
@@ -7,6 +9,8 @@ from transformers import AutoConfig, AutoModel, BatchEncoding
 import exits
 import glue
 import train
+
+DATA = Path(__file__).parent.parent / "data"  # GLUE's download, where there is one
 
 # A run of two or three seconds; a test adds --max-steps and --output.
 DEMO = "--task demo --method acl-cl --limit-train 256 --batch-size 16".split()
