@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from acl import unit
+from acl import check, unit
 
 
 @torch.no_grad()
@@ -18,8 +18,9 @@ def geometry(h, labels, label_embeddings):
 
     h (N, d); labels (N,) int64; label_embeddings (K, d).  NaN where a class or a pair is missing.
     Alignment and uniformity: Wang and Isola, arXiv 2005.10242, with "same class" for their
-    positive pairs.
+    positive pairs.  Raises ValueError.
     """
+    check(1.0, labels, h=h, label_embeddings=label_embeddings)
     z = unit(h)
     distance = (2 - 2 * z @ z.T).clamp(min=0)  # (N, N) ||z_i - z_j||^2
     pairs = torch.ones_like(distance, dtype=torch.bool).triu(diagonal=1)  # (N, N) each once
