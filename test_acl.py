@@ -8,8 +8,9 @@
 
     pytest test_acl.py          (no network)
 
-Beside it: tools/test_calls.py, calls that go wrong; tools/test_batches.py, metrics and batches;
-tools/test_steps.py, optimizer and every gate; tools/test_runs.py, folders and commands.
+Beside it in tools/: test_numerics.py, numbers that overflow; test_calls.py, calls that go wrong;
+test_encoders.py, any encoder; test_steps.py, every method with every gate, the optimizer;
+test_batches.py, metrics and batches; test_runs.py, folders and commands.
 """
 
 import functools
@@ -27,21 +28,16 @@ import glue
 import grad_surgery
 import train
 from tools import angles, models
-from tools.command_line import InputError
 from tools.files import read_csv
 from tools.testing import (
-    WITH_POOLER,
-    WITHOUT_POOLER,
-    Words,
+    ENCODERS,
     call_train,
     gradients_of,
     labels_of,
-    one_batch,
     small_batch,
-    small_encoder,
     small_model,
     texts,
-    words_split,
+    two_losses,
 )
 
 torch.set_num_threads(1)  # small tensors: a second thread only waits
@@ -194,69 +190,6 @@ def test_label_embeddings_get_gradient_unless_detached():
     assert label_embeddings.grad is None
 
 
-def all_losses(h, labels, label_embeddings, tau):
-    return [fast(h, h, label_embeddings, labels, tau) for fast, _ in PAIRS.values()]
-
-
-@pytest.mark.parametrize("tau", [0.01, 0.5])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    "case", ["one sample", "all alone", "duplicates", "zero vector", "huge", "tiny"]
-)
-def test_degenerate_batches_are_finite_with_finite_gradients(case, dtype, tau):
-    torch.manual_seed(1)
-    h, labels = torch.randn(4, 8), torch.tensor([0, 1, 1, 2])
-    if case == "one sample":
-        h, labels = h[:1], labels[:1]
-    if case == "all alone":
-        h, labels = h[:3], torch.tensor([0, 1, 2])
-    if case == "duplicates":
-        h = h[:1].repeat(4, 1)
-    if case == "zero vector":
-        h[1] = 0
-    h = h * {"huge": 1e15, "tiny": 1e-15}.get(case, 1)
-    h = h.to(dtype).requires_grad_()
-    label_embeddings = torch.randn(3, 8).requires_grad_()
-    for loss in all_losses(h, labels, label_embeddings, tau):
-        assert loss.dtype == torch.float32
-        assert loss.isfinite()
-        gradients = torch.autograd.grad(loss, [h, label_embeddings], allow_unused=True)
-        for gradient in gradients:
-            assert gradient is None or gradient.isfinite().all()
-    if case in ("one sample", "all alone"):
-        assert acl.scl_loss(h, labels, tau).item() == 0
-
-
-def test_a_zero_vector_gets_no_gradient():
-    torch.manual_seed(0)
-    h, label_embeddings = torch.randn(4, 8), torch.randn(3, 8)
-    h[1] = 0
-    h.requires_grad_()
-    for loss in all_losses(h, torch.tensor([0, 1, 1, 2]), label_embeddings, 0.5):
-        [gradient] = torch.autograd.grad(loss, h)
-        assert gradient[1].tolist() == [0] * 8
-        assert gradient.abs().max() < 100
-
-
-def test_losses_stay_float32_under_autocast():
-    torch.manual_seed(0)
-    arguments = torch.randn(8, 16), torch.randint(3, (8,)), torch.randn(3, 16), 0.02
-    plain = torch.stack(all_losses(*arguments))
-    with torch.autocast("cpu", torch.bfloat16):
-        under_autocast = torch.stack(all_losses(*arguments))
-    assert torch.equal(plain, under_autocast)
-
-
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_what_the_losses_are_given_is_not_rounded_under_autocast(pooling):
-    model = small_model(pooling=pooling)
-    with torch.autocast("cpu", torch.bfloat16):
-        h, logits = model(small_batch(4, 7))
-    assert logits.dtype == torch.bfloat16
-    assert h.dtype == torch.float32
-    assert (h != h.bfloat16().float()).float().mean() > 0.9
-
-
 def test_kd_equals_the_slow_version_and_detaches_the_teacher():
     torch.manual_seed(0)
     s = torch.randn(4, 3, requires_grad=True)
@@ -276,23 +209,7 @@ def test_kd_equals_the_slow_version_and_detaches_the_teacher():
     assert torch.allclose(s.grad, (tau * (q - p) / 4).detach(), atol=1e-6)
 
 
-def test_kd_is_float32_for_bf16_logits():
-    s, t = torch.randn(64, 3).bfloat16(), torch.randn(64, 3).bfloat16()
-    loss = acl.kd_loss(s, t, 3.0)
-    assert loss.dtype == torch.float32
-    assert loss == acl.kd_loss(s.float(), t.float(), 3.0)
-    assert acl.kd_loss(s, s, 3.0).item() == pytest.approx(0, abs=1e-6)
-
-
 # ------------------------------------------------------------------------------- 2 surgery
-
-
-def two_losses(g_ce, g_acl, dtype=torch.float32):
-    """A parameter of some numbers, and losses over it whose gradients are g_ce and g_acl."""
-    w = torch.zeros(len(g_ce), dtype=dtype, requires_grad=True)
-    ce_loss = (w * torch.tensor(g_ce, dtype=dtype)).sum()
-    acl_loss = (w * torch.tensor(g_acl, dtype=dtype)).sum()
-    return w, ce_loss, acl_loss
 
 
 AGREE = ((1.0, 0.0), (3.0, 4.0))
@@ -388,70 +305,6 @@ def test_grad_is_replaced_and_frozen_parameters_are_left_out(gate):
     gate(a.sum() + frozen.sum(), a.sum(), [a, frozen], 1.0)
     assert a.grad.item() == 2
     assert frozen.grad is None
-
-
-def test_a_gradient_that_two_parameters_share_is_added_once():
-    """d(a + b) hands out one tensor as the gradient of a and of b; adding to it in place would
-    count twice."""
-
-    def check(gradient):
-        assert a.grad.tolist() == b.grad.tolist() == [gradient] * 3
-        a.grad.mul_(2)
-        assert b.grad.tolist() == [gradient] * 3
-
-    a, b, c = (torch.zeros(3, requires_grad=True) for _ in range(3))
-    for gate in GATES.values():
-        gate((a + b).sum(), 2 * (a + b).sum(), [a, b], 1.0)
-        check(3)
-        # Only CE reaches a and b.
-        gate((a + b).sum(), c.sum(), [a, b, c], 1.0)
-        assert a.grad.tolist() == b.grad.tolist() == [1] * 3
-    # -2 for both, one dense tensor where d(sum) above was an expanded 1; then opposed: nothing
-    # of the second is left.
-    for rule, gradient in (("observe", 1), ("project", -2), ("discard", -2)):
-        ce_loss, acl_loss = ((a + b - 1) ** 2).sum(), 3 * (a + b).sum()
-        grad_surgery.apply_rule(ce_loss, acl_loss, [a, b], 1.0, rule)
-        assert a.grad.tolist() == b.grad.tolist() == [gradient] * 3
-
-
-@each_gate
-def test_a_non_finite_cross_entropy_gradient_shows(gate):
-    w = torch.zeros(2, requires_grad=True)
-    gate((w * math.nan).sum(), w.sum(), [w], 1.0)
-    assert w.grad.isnan().all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@each_gate
-def test_half_precision_is_summed_in_float32(gate, dtype):
-    """In float16 the sum of four 300^2 is infinite and 1e-5^2 is 0."""
-    w, ce_loss, acl_loss = two_losses([300.0] * 4, [300.0] * 4, dtype)
-    assert gate(ce_loss, acl_loss, [w], 0.5) == pytest.approx(1)
-    assert w.grad.tolist() == [450] * 4
-    for sign in (1, -1):
-        w, ce_loss, acl_loss = two_losses([1e-5], [sign * 1e-5], dtype)
-        assert gate(ce_loss, acl_loss, [w], 1.0) == pytest.approx(sign)
-        assert w.grad.item() == pytest.approx(2e-5 if sign == 1 else 1e-5, rel=0.01)
-
-
-SCALES = [
-    (torch.float16, (1e-7, 1e-4, 1.0, 3e4)),
-    (torch.bfloat16, (1e-18, 1e-5, 1.0, 1e5, 1e17)),
-    (torch.float32, (1e-18, 1e-5, 1.0, 1e5, 1e17)),
-    (torch.float64, (1e-70, 1e-5, 1.0, 1e5, 1e70)),
-]
-
-
-@pytest.mark.parametrize("dtype, scales", SCALES)
-@each_gate
-def test_equal_gradients_are_kept_and_opposite_dropped_at_any_scale(gate, dtype, scales):
-    for scale in scales:
-        g_ce = torch.tensor([scale, -scale, scale], dtype=dtype).tolist()
-        for sign in (1, -1):
-            w, ce_loss, acl_loss = two_losses(g_ce, [sign * g for g in g_ce], dtype)
-            assert gate(ce_loss, acl_loss, [w], 1.0) == pytest.approx(sign)
-            expected = [2 * g for g in g_ce] if sign == 1 else g_ce
-            assert w.grad.tolist() == expected
 
 
 def step_losses(model, method="acl-cl"):
@@ -553,16 +406,9 @@ def test_features_gate_decides_exit_by_exit():
     assert torch.allclose(gradient, w.grad)
 
 
-def test_an_angle_may_be_a_little_outside():
-    assert angles.angle(1 + 1e-7) == 0
-    assert angles.angle(-1 - 1e-7) == 180
-
-
 # ----------------------------------------------------------------------------- 3 the model
 
-POOLED = [(kind, "cls") for kind in WITH_POOLER]
-POOLED += [(kind, "mean") for kind in WITH_POOLER + WITHOUT_POOLER]
-each_encoder = pytest.mark.parametrize("kind, pooling", POOLED)
+each_encoder = pytest.mark.parametrize("kind, pooling", ENCODERS)
 
 
 @pytest.mark.parametrize("ragged", [True, False])
@@ -591,26 +437,6 @@ def test_every_exit_is_the_encoders_own_hidden_state_pooled(kind, pooling, ragge
         assert torch.allclose(h[-1], outputs.pooler_output, atol=1e-6)
 
 
-@each_encoder
-def test_any_encoder_trains_a_step(kind, pooling):
-    """The gradient reaches every layer, and the same batch costs less afterwards."""
-    model = small_model(kind=kind, pooling=pooling, dropout=0.0).train()
-    options = ["--method", "acl-cl", "--exits", "all", "--pooling", pooling, "--lr", "1e-3"]
-    args = train.parse_args(["--task", "rte", *options, "--head-lr", "1e-3"])
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    ce_losses = []
-    for _ in range(3):
-        batch = small_batch(6, 9) | {"label": torch.tensor([0, 1, 1, 0, 1, 0])}
-        ce_loss, acl_loss, cosines = train.training_step(args, model, batch, 0.1, bf16=False)
-        ce_losses.append(ce_loss.item())
-        assert acl_loss.isfinite()
-        assert len(cosines) == 1
-        optimizer.step()
-    assert ce_losses[0] > ce_losses[1] > ce_losses[2]
-    without = [name for name, gradient in gradients_of(model).items() if gradient is None]
-    assert without == []
-
-
 def test_one_exit_is_the_same_class_and_chosen_exits_are_numbered():
     assert small_model(exits_at="last").exits == [3]
     model = small_model(exits_at="1,3").eval()
@@ -628,58 +454,7 @@ def test_one_exit_is_the_same_class_and_chosen_exits_are_numbered():
     assert torch.allclose(model(batch)[1], every(batch)[1][[0, 2]])
 
 
-def test_dropout_before_the_classifiers():
-    model = small_model(dropout=0.5).train()
-    h = torch.ones(3, 6, 16)
-    assert not torch.equal(model.classify(h), model.classify(h))
-    assert torch.equal(model.eval().classify(h), model.classify(h))
-
-
-def test_classifiers_start_as_bert_does():
-    model = exits.MultiExitBert(small_encoder(), 50)
-    weights = torch.cat([classifier.weight.flatten() for classifier in model.classifiers])
-    assert weights.std().item() == pytest.approx(0.02, rel=0.1)
-    assert not any(classifier.bias.any() for classifier in model.classifiers)
-
-
-def test_roberta_ignores_segments():
-    model, batch = small_model(kind="roberta").eval(), small_batch(3, 6)
-    segments = {"token_type_ids": torch.ones_like(batch["input_ids"])}
-    assert torch.equal(model(batch | segments)[0], model(batch)[0])
-
-
-@pytest.mark.parametrize("kind, room", [("bert", 64), ("roberta", 62)])
-def test_max_length_is_what_the_positions_hold(kind, room):
-    model = small_model(kind=kind).eval()
-    assert model.max_length == room
-    model(small_batch(2, room, ragged=False))
-    with pytest.raises((IndexError, RuntimeError)):
-        model(small_batch(2, room + 1, ragged=False))
-
-
-@pytest.mark.parametrize("new, pooling, heads", [(False, "cls", 6), (True, "cls", 8),
-                                                 (True, "mean", 6)])
-def test_a_new_pooler_is_a_head(new, pooling, heads):
-    """Three classifiers and the pooler: a weight and a bias each."""
-    encoder = small_encoder()
-    encoder.pooler_is_new = new
-    assert len(exits.MultiExitBert(encoder, 2, pooling=pooling).head_parameters()) == heads
-
-
 # ---------------------------------------------------------------------------- 4 early exit
-
-
-ENTROPIES = [[1000.0, -1000], [-1000, 1000], [0, 0], [1e30, 0], [60, 0], [3, 1]]
-
-
-@pytest.mark.parametrize("logits", ENTROPIES)
-def test_entropy_is_finite_and_right(logits):
-    difference = min(abs(logits[0] - logits[1]), 700)
-    p = 1 / (1 + math.exp(-difference))
-    expected = -sum(q * math.log(q) for q in (p, 1 - p) if q > 0) / math.log(2)
-    value = exits.normalised_entropy(torch.tensor(logits)).item()
-    assert value == pytest.approx(expected, abs=1e-6)
-    assert 0 <= value <= 1
 
 
 # A rule by its name, with its settings.
@@ -821,87 +596,6 @@ def test_early_exit_remembers_all_exits_passed():
     assert passed == [1, 2, 3, 4, 5]
     assert len(layers.unique()) > 3
     assert (layers - 1).tolist() == exits.exit_indices(stored, rule).tolist()
-
-
-def mixed_mode(model):
-    """A model in train mode, but for one part that its owner froze in evaluation mode."""
-    model.train()
-    model.encoder.embeddings.eval()
-    return [module.training for module in model.modules()]
-
-
-def test_early_exit_in_train_mode_is_that_of_evaluation_mode():
-    model, batch = small_model(num_layers=5, num_labels=3, dropout=0.5), small_batch(12, 9)
-    rule = functools.partial(exits.entropy, threshold=0.7)
-    expected = exits.early_exit(model.eval(), batch, rule)
-    modes = mixed_mode(model)
-    for _ in range(3):
-        logits, layers = exits.early_exit(model, batch, rule)
-        assert torch.equal(logits, expected[0])
-        assert torch.equal(layers, expected[1])
-        assert [module.training for module in model.modules()] == modes
-
-    # After an error, too.
-    with pytest.raises(ZeroDivisionError):
-        exits.early_exit(model, batch, lambda logits: 1 / 0)
-    assert [module.training for module in model.modules()] == modes
-
-
-def test_all_exits_in_evaluation_mode_and_in_order():
-    model, split = small_model(dropout=0.5), words_split()
-    modes = mixed_mode(model)
-    h, logits = exits.all_exits(model, split, Words(), CPU, keep_h=7, batch_size=2)
-    assert [module.training for module in model.modules()] == modes
-    with torch.no_grad():
-        expected_h, expected = model.eval()(one_batch(split, range(9), Words()))
-    assert torch.allclose(h, expected_h[:, :7], atol=1e-5)
-    assert torch.allclose(logits, expected, atol=1e-5)
-
-
-CAN_WALK = ("bert", "roberta", "electra")
-
-
-@each_encoder
-def test_early_exit_walks_berts_layers_and_refuses_others_in_one_line(kind, pooling):
-    """Counted speed-ups need no walk, so they are there for every encoder."""
-    model = small_model(5, "all", pooling, num_labels=3, kind=kind)
-    batch = small_batch(12, 8)
-    with torch.no_grad():
-        _, stored = model.eval()(batch)
-    rule = functools.partial(exits.patience, patience=1)
-    index = exits.exit_indices(stored, rule)
-    assert len(index.unique()) > 1
-
-    # A model that is refused once is refused again.
-    for _ in range(2):
-        if kind in CAN_WALK:
-            _, layers = exits.early_exit(model, batch, rule)
-            assert torch.equal(layers, index + 1)
-            continue
-        with pytest.raises(InputError) as refusal:
-            exits.early_exit(model, batch, rule)
-        line = str(refusal.value)
-        assert "\n" not in line
-        assert f"this {kind} encoder" in line
-        assert "counted speed-ups" in line
-
-
-def test_another_walk_than_the_encoders_is_noticed():
-    """As a new release of transformers might bring."""
-    model = small_model()
-    layer = model.encoder.encoder.layer[1]
-    forward = model.encoder.encoder.forward
-
-    def scaled(*arguments, **options):
-        outputs = forward(*arguments, **options)
-        outputs.hidden_states = [hidden * 1.01 for hidden in outputs.hidden_states]
-        return outputs
-
-    model.encoder.encoder.forward = scaled
-    assert layer.training
-    with pytest.raises(InputError, match="cannot walk the layers"):
-        exits.early_exit(model, small_batch(2, 5), None)
-    assert layer.training
 
 
 # -------------------------------------------------------------------------------- 5 training

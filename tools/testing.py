@@ -17,6 +17,9 @@ DEMO = "--task demo --method acl-cl --limit-train 256 --batch-size 16".split()
 
 WITH_POOLER = ("bert", "roberta", "mpnet", "albert")
 WITHOUT_POOLER = ("electra", "distilbert", "deberta-v2", "modernbert")
+# (kind, pooling)
+ENCODERS = [(kind, "cls") for kind in WITH_POOLER]
+ENCODERS += [(kind, "mean") for kind in WITH_POOLER + WITHOUT_POOLER]
 
 
 # ------------------------------------------------------------------------------ models
@@ -64,6 +67,14 @@ def small_model(num_layers=3, exits_at="all", pooling="cls", num_labels=2, kind=
     for classifier in model.classifiers:
         torch.nn.init.normal_(classifier.weight, std=0.5)
     return model
+
+
+def two_losses(g_ce, g_acl, dtype=torch.float32):
+    """A parameter of some numbers, and losses over it whose gradients are g_ce and g_acl."""
+    w = torch.zeros(len(g_ce), dtype=dtype, requires_grad=True)
+    ce_loss = (w * torch.tensor(g_ce, dtype=dtype)).sum()
+    acl_loss = (w * torch.tensor(g_acl, dtype=dtype)).sum()
+    return w, ce_loss, acl_loss
 
 
 def gradients_of(model):
