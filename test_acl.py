@@ -707,12 +707,3 @@ def test_stored_logits_are_the_models(demo_run):
     stored = safetensors.torch.load_file(demo_run / "dev_logits.safetensors")
     assert torch.equal(logits, stored["dev.logits"])
     assert torch.equal(labels_of(split), stored["dev.labels"])
-
-    # Typed as texts, the same samples leave at the same exits with the same answers.
-    rule = functools.partial(exits.entropy, threshold=0.3)
-    columns = [list(column) for column in zip(*texts(dev)[:50])]
-    names, layers = exits.predict(run, columns, rule, batch_size=16)
-    index = exits.exit_indices(logits[:, :50], rule)
-    assert layers == [run.model.exits[m] for m in index.tolist()]
-    classes = logits[index, torch.arange(50)].argmax(dim=-1)
-    assert names == [run.labels[k] for k in classes.tolist()]

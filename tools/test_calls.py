@@ -379,31 +379,6 @@ def test_a_rule_that_answers_something_else(what):
     assert text.startswith("a rule must return torch.bool (5,)")
 
 
-class NoTokenizer:
-    """predict must refuse the texts before it asks for tokens."""
-
-    def __call__(self, *columns, **options):
-        raise AssertionError("tokenised")
-
-
-WRONG_TEXTS = {
-    "a list of sentences": ["anna thanked boris", "boris was thanked"],
-    "one column of two": [["anna thanked boris"]],
-    "three columns of two": [["a"], ["b"], ["c"]],
-    "columns of two lengths": [["a", "b"], ["c"]],
-    "one string": "anna thanked boris",
-    "nothing": [],
-}
-
-
-@pytest.mark.parametrize("what", WRONG_TEXTS)
-def test_predict_names_texts_of_another_form(what):
-    config = {"text_columns": ["sentence1", "sentence2"], "max_length": 16}
-    run = types.SimpleNamespace(model=small_model(), tokenizer=NoTokenizer(), config=config)
-    text = refusal(exits.predict, run, WRONG_TEXTS[what], None)
-    assert text.startswith("texts must be one list of strings for each of sentence1, sentence2")
-
-
 # --------------------------------------------------------------------- devices, libraries
 
 

@@ -1,4 +1,4 @@
-"""What several test files share: small models, batches, a tokenizer of words, a command's answer."""
+"""What test files share: small models, batches, a tokenizer of words, a command's answer."""
 
 from pathlib import Path
 
@@ -89,7 +89,7 @@ def gradients_of(model):
 
 
 def small_batch(samples, length, seed=0, ragged=True):
-    """A batch for `small_model`: (N, L) input_ids and attention_mask; the first sample is L long."""
+    """A batch for `small_model`: (N, L) input_ids and attention_mask; the first sample has L."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.full((samples,), length)
     if ragged:
