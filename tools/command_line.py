@@ -22,6 +22,10 @@ def reason(error):
 class Parser(argparse.ArgumentParser):
     """argparse, but one line and status 2 for a wrong option."""
 
+    def parse_args(self, *arguments, **options):
+        let_output_close()  # --help prints, too
+        return super().parse_args(*arguments, **options)
+
     def error(self, message):
         self.exit(2, f"{self.prog}: {message}; see python {self.prog} --help\n")
 
@@ -41,37 +45,35 @@ def run_command(program, command, hint=""):
         return fail(program, error, 1)
     except KeyboardInterrupt:
         return fail(program, f"interrupted{hint}", 130)
-    except MemoryError as error:
-        return fail(program, f"out of memory ({reason(error)}); use a smaller --batch-size", 1)
     except OSError as error:  # a full disk, a folder that is gone or cannot be written
         return fail(program, f"{error}{hint}", 1)
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         advice = "use a smaller --batch-size or --max-length"
         return fail(program, f"out of memory ({reason(error)[:120]}); {advice}", 1)
 
 
-def fail(program, message, status):
-    """Print the one line; returns the status."""
-    line = " ".join(str(message).splitlines())
-    try:
+def fail(program, error, status):
+    """Print the one line, unless another process has (`is_told`); returns the status."""
+    if not getattr(error, "is_told", False):
+        line = " ".join(str(error).splitlines())
         print(f"{program}: {line}", file=sys.stderr)
-    except OSError:  # standard error is closed as well
-        pass
     return status
 
 
 def is_out_of_memory(error):
-    """torch has one class for GPUs; on CPUs only the text tells."""
-    name = type(error).__name__
-    text = str(error)
-    return name == "OutOfMemoryError" or "can't allocate memory" in text or "bad_alloc" in text
+    """torch has a class of its own for some GPUs; elsewhere only the text tells."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    signs = ("can't allocate memory", "out of memory", "bad_alloc", "alloc_failed")
+    return any(sign in text for sign in signs)
 
 
 class Forgiving:
-    """A text stream that goes on in silence when its reader has gone (`| head`): standard output
-    that closes is no reason to stop training."""
+    """A text stream that goes on in silence when its reader has gone (`| head`), its terminal
+    too, or its disk is full: standard output that closes is no reason to stop training."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -79,20 +81,21 @@ class Forgiving:
     def write(self, text):
         try:
             return self.stream.write(text)
-        except BrokenPipeError:
+        except OSError:
             self.send_to_nowhere()
             return len(text)
 
     def flush(self):
         try:
             self.stream.flush()
-        except BrokenPipeError:
+        except OSError:
             self.send_to_nowhere()
 
     def send_to_nowhere(self):
         """What is still in the buffer would fail again when Python ends, so the file goes too."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
@@ -102,7 +105,7 @@ def let_output_close():
     """Wrap standard output and error once; what their encoding lacks prints as ?."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if isinstance(stream, Forgiving):
+        if stream is None or isinstance(stream, Forgiving):  # None: closed from the start
             continue
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
