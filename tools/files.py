@@ -1,5 +1,6 @@
 """Files that are whole or not there, CSV in and out, and mean±sd: one helper for each."""
 
+import contextlib
 import csv
 import json
 import os
@@ -8,7 +9,7 @@ import statistics
 import pandas
 import safetensors
 
-from tools.command_line import reason
+from tools.command_line import is_out_of_memory, reason
 
 
 def save_whole(save, content, path):
@@ -17,12 +18,35 @@ def save_whole(save, content, path):
     The file gets the mode that the umask asks for; safetensors alone would make it 0600.
     Raises OSError where it cannot be written.
     """
-    new = path.with_name(path.name + ".new")
+    new = unfinished(path)
+    with errors_that_name(path):
+        try:
+            save(content, new)
+            apply_umask(new)
+            new.replace(path)
+        except Exception:
+            # A disk that is full needs the room of what was not finished.
+            with contextlib.suppress(OSError):
+                new.unlink()
+            raise
+
+
+def unfinished(path):
+    """Where a file is until it is whole; after a kill it may stay."""
+    return path.with_name(path.name + ".new")
+
+
+@contextlib.contextmanager
+def errors_that_name(path):
+    """OSError that says what cannot be written and why, for the libraries' errors as well, which
+    have other classes for a full disk or a folder that is gone."""
     try:
-        save(content, new)
-        apply_umask(new)
-        new.replace(path)
-    except (RuntimeError, safetensors.SafetensorError) as error:  # their words for a full disk
+        yield
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from None
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         raise OSError(f"cannot write {path}: {reason(error)}") from None
 
 

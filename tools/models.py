@@ -9,6 +9,7 @@
 classifiers.safetensors.
 """
 
+import contextlib
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -18,8 +19,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 import exits
-from tools.command_line import InputError, reason
-from tools.files import apply_umask, save_whole
+from tools.command_line import InputError, is_out_of_memory, reason
+from tools.files import apply_umask, errors_that_name, save_whole
 from tools.hub import check_path_or_hub_id, offline_unless_the_hub_answers
 
 
@@ -37,8 +38,11 @@ def load_encoder(name):
     is_local = check_path_or_hub_id("--model", name)
     if is_local and not (Path(name) / "config.json").is_file():
         raise InputError(f"--model {name} is no model folder: it has no config.json")
-    with offline_unless_the_hub_answers() as is_online:
-        encoder, missing, tokenizer = read_encoder(name, is_local or is_online)
+    network = offline_unless_the_hub_answers()
+    if is_local:
+        network = contextlib.nullcontext(True)  # a folder waits for nobody
+    with network as can_be_had:
+        encoder, missing, tokenizer = read_encoder(name, can_be_had)
 
     # Random weights would train, too, only worse.  A pooler may be new, and is trained as such.
     if any("pooler" not in key for key in missing):
@@ -62,6 +66,8 @@ def read_encoder(name, can_be_had):
         )
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # no such id, a torn file: the library's errors have many names
+        if is_out_of_memory(error):
+            raise
         if can_be_had:
             raise InputError(f"cannot load model {name} ({reason(error)})") from None
         raise InputError(
@@ -74,11 +80,12 @@ def read_encoder(name, can_be_had):
 
 
 def save_model(model, tokenizer, folder):
-    """Write what `load_run` reads.  Files get the mode that the umask asks for."""
-    model.encoder.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    for file in (folder / "model").iterdir():
-        apply_umask(file)
+    """Write what `load_run` reads.  Files get the mode that the umask asks for.  OSError."""
+    with errors_that_name(folder / "model"):
+        model.encoder.save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
+        for file in (folder / "model").iterdir():
+            apply_umask(file)
     classifiers = model.classifiers.state_dict()
     save_whole(safetensors.torch.save_file, classifiers, folder / "classifiers.safetensors")
 
@@ -86,23 +93,30 @@ def save_model(model, tokenizer, folder):
 def load_run(folder):
     """A finished run's folder -> LoadedRun.  Raises InputError."""
     folder = Path(folder)
-    if not (folder / "result.json").is_file():
-        raise InputError(f"{folder} is no finished run: it has no result.json")
-    for file in (folder / "model" / "config.json", folder / "classifiers.safetensors"):
-        if not file.is_file():
-            raise InputError(f"{folder} does not hold its model ({file} is missing); train it "
-                             "again with another --output to get one")
     try:
+        check_files(folder)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         encoder, tokenizer = load_encoder(str(folder / "model"))
         num_labels, layers = config["num_labels"], config["exit_layers"]
         model = exits.MultiExitBert(encoder, num_labels, layers, config["pooling"])
         classifiers = safetensors.torch.load_file(folder / "classifiers.safetensors")
         model.classifiers.load_state_dict(classifiers)
-    except PermissionError as error:
-        raise InputError(f"{error.filename} cannot be read: {error.strerror}") from None
     except InputError:
         raise
+    except PermissionError as error:
+        raise InputError(f"{error.filename or folder} cannot be read: {error.strerror}") from None
     except Exception as error:  # torn or foreign in one of too many ways to list
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"{folder} is torn ({reason(error)[:100]}); train it again") from None
     return LoadedRun(model.eval(), tokenizer, config, config["labels"])
+
+
+def check_files(folder):
+    """InputError where a run's folder lacks what its model needs."""
+    if not (folder / "result.json").is_file():
+        raise InputError(f"{folder} is no finished run: it has no result.json")
+    for file in (folder / "model" / "config.json", folder / "classifiers.safetensors"):
+        if not file.is_file():
+            raise InputError(f"{folder} does not hold its model ({file} is missing); train it "
+                             "again with another --output to get one")
