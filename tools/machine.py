@@ -21,9 +21,18 @@ def pick_device(wanted):
     if wanted == "cuda":
         # Sums in a fixed order, so that a run repeats; cuBLAS needs this variable for it.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(number_of_gpu())
         torch.use_deterministic_algorithms(True)
     return torch.device(wanted)
+
+
+def number_of_gpu():
+    """Each of torchrun's processes has a GPU of its own.  Raises InputError."""
+    number, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if number >= there:
+        raise InputError(f"process {number + 1} of this machine has no GPU: it has {there}; use "
+                         f"torchrun --nproc-per-node {there}, or --device cpu")
+    return number
 
 
 def pick_threads(task):

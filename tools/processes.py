@@ -6,12 +6,13 @@ mean over the processes.  So the training step does not see them: the losses hav
 and all processes find the same gradients, take the same decision and the same step.
 """
 
+import contextlib
 import os
 
 import torch
 import torch.distributed as dist
 
-from tools.command_line import InputError
+from tools.command_line import InputError, is_out_of_memory, reason
 
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -68,9 +69,11 @@ def from_first(function):
             answer = [function(), None]
         except Exception as error:
             answer = [None, error]
-    dist.broadcast_object_list(answer)
+    with errors_of_the_others():
+        dist.broadcast_object_list(answer)
     value, error = answer
     if error is not None:
+        error.is_told = not is_first()  # one line in all, not one of each process
         raise error
     return value
 
@@ -78,7 +81,26 @@ def from_first(function):
 def wait():
     """Until all processes are here."""
     if count() > 1:
-        dist.barrier()
+        with errors_of_the_others():
+            dist.barrier()
+
+
+def add_up(tensor):
+    """The tensor becomes its sum over all processes."""
+    with errors_of_the_others():
+        dist.all_reduce(tensor)
+
+
+@contextlib.contextmanager
+def errors_of_the_others():
+    """ConnectionError where another process has ended, which said why itself."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        text = reason(error)[:80]
+        raise ConnectionError(f"another of the processes has ended ({text})") from None
 
 
 def share(model):
@@ -95,7 +117,7 @@ def share(model):
 def mean_over_processes(gradient):
     """A gradient's mean over all processes, before it is compared or added up."""
     gradient = gradient.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(gradient)
+    add_up(gradient)
     return gradient / count()
 
 
@@ -118,7 +140,7 @@ def encode_together(encode, batch):
     own = torch.zeros(len(h), N, h.shape[-1], device=h.device)  # (M, N, d)
     own[:, mine] += h
     whole = own.detach().clone()
-    dist.all_reduce(whole)
+    add_up(whole)
     torch.manual_seed(seed)
 
     # The value of the whole, and n times the gradient of its own part: the mean over n
