@@ -17,6 +17,7 @@ While it runs there is checkpoint.pt as well; after a kill the same command with
 The score reported is the last epoch's: nothing is picked on dev.
 """
 
+import contextlib
 import math
 import statistics
 import sys
@@ -409,8 +410,9 @@ def train_all(args):
                     for name, split in splits.items()
                 }
         config = runs.config_of(args, seed, task, tokenised, model, device)
-        run = runs.Run(folder, config)
-        train_one(args, seed, task, tokenised, model, tokenizer, device, run)
+        runs.check_planned(planned, config)
+        with contextlib.closing(runs.Run(folder, config)) as run:
+            train_one(args, seed, task, tokenised, model, tokenizer, device, run)
     runs.show_finished(planned)
 
 

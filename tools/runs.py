@@ -10,6 +10,7 @@
 Only the first of several processes writes; what is read, it reads for all.
 """
 
+import contextlib
 import csv
 import math
 import statistics
@@ -24,8 +25,15 @@ import transformers
 
 import glue
 from tools import machine, processes, submission
-from tools.command_line import InputError
-from tools.files import read_json, save_whole, write_json, write_table
+from tools.command_line import InputError, is_out_of_memory
+from tools.files import (
+    errors_that_name,
+    read_json,
+    save_whole,
+    unfinished,
+    write_json,
+    write_table,
+)
 from tools.models import load_run, save_model
 
 STEP_FORMATS = {
@@ -40,6 +48,14 @@ STEP_FORMATS = {
 # What may differ between two calls that make the same run.  The data are compared by content.
 NOT_THE_RUN = ("seeds", "output", "resume", "save_steps", "predict", "data", "device_name")
 
+# What may differ besides where a finished run is shown, predicted from or joined by other seeds.
+# A run that goes on must not change them: it has to end with the bytes of a run without a break.
+OF_THE_MACHINE = ("device", "processes", "versions")
+
+# What is known only after the data and the model are loaded.
+FOUND_LATER = ("exit_layers", "num_labels", "labels", "metrics", "text_columns",
+               "data_fingerprint", "bf16")
+
 
 def plan(args):
     """[(seed, folder, state)], state "new", "unfinished" or "finished".  Raises InputError for a
@@ -51,21 +67,30 @@ def look(args):
     runs = []
     for seed in args.seeds:
         folder = Path(args.output) / f"{args.task}_{args.method}_{seed}"
-        state = "new"
-        if (folder / "result.json").exists():
-            state = "finished"
-        elif (folder / "checkpoint.pt").exists():
-            state = "unfinished"
-        elif folder.exists() and not args.resume:
-            raise InputError(f"{folder} exists; use --resume to go on with it, remove it, or "
-                             "choose another --output")
-        if state != "new":
-            check_same_run(folder, options_of(args, seed), only_common=True)
-        if state == "unfinished" and not args.resume:
+        try:
+            state = state_of(folder)
+        except OSError as error:
+            raise InputError(f"{folder} cannot be read: {error.strerror}") from None
+        options = options_of(args, seed)
+        if state == "finished":
+            check_same_run(folder, options, (*OF_THE_MACHINE, *FOUND_LATER))
+            read_result(folder)
+        if state == "unfinished":
+            check_same_run(folder, options, FOUND_LATER)
+        if state in ("unfinished", "begun") and not args.resume:
             raise InputError(f"{folder} is unfinished; use --resume to go on with it, remove it, "
                              "or choose another --output")
-        runs.append((seed, folder, state))
+        runs.append((seed, folder, "new" if state == "begun" else state))
     return runs
+
+
+def state_of(folder):
+    """finished, unfinished, new, or begun: the folder is there, but no checkpoint yet."""
+    if (folder / "result.json").exists():
+        return "finished"
+    if (folder / "checkpoint.pt").exists():
+        return "unfinished"
+    return "begun" if folder.exists() else "new"
 
 
 def options_of(args, seed):
@@ -81,26 +106,55 @@ def options_of(args, seed):
     return {**options, **others}
 
 
-def check_same_run(folder, ours, only_common=False):
-    """InputError if the run in `folder` was made with other options, so that --resume neither
-    mixes nor repeats it.  only_common: what one of both does not know yet is left out."""
-    path = folder / "config.json"
+def read(path):
+    """A run's JSON file as a dict.  Raises InputError."""
     try:
-        theirs = dict(read_json(path))
-    except PermissionError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except (OSError, ValueError, TypeError) as error:
+        return dict(read_json(path))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; choose another --output") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, TypeError) as error:
         problem = type(error).__name__
-        raise InputError(f"{path} is no run's ({problem}); choose another --output") from None
+        raise InputError(f"{path} is torn or no run's ({problem}); choose another --output"
+                         ) from None
 
-    names = {**ours, **theirs}
-    if only_common:
-        names = [name for name in ours if name in theirs]
-    for name in names:
-        if name not in NOT_THE_RUN and theirs.get(name) != ours.get(name):
-            was, now = theirs.get(name), ours.get(name)
+
+def read_result(folder):
+    """(metric, score, seconds of training) of a finished run.  Raises InputError."""
+    path = folder / "result.json"
+    result = read(path)
+    try:
+        return result["metric"], float(result["score"]), float(result["seconds"])
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{path} is no run's result; choose another --output") from None
+
+
+def check_same_run(folder, ours, but_for=()):
+    """InputError if the run in `folder` was made with other options, so that --resume neither
+    mixes nor repeats it; an option that only one of both knows makes another run, too."""
+    theirs = read(folder / "config.json")
+    for name in {**ours, **theirs}:
+        if name in NOT_THE_RUN or name in but_for:
+            continue
+        was, now = theirs.get(name), ours.get(name)
+        if was != now:
             raise InputError(f"{folder} was made with another {name}: {was}, now {now}; repeat "
                              "its options or choose another --output")
+
+
+def check_planned(planned, config):
+    """Before the first run starts: InputError where one of the others that are there was made
+    from other data or in another precision.  config: of any of the runs planned."""
+    processes.from_first(lambda: compare(planned, config))
+
+
+def compare(planned, config):
+    for seed, folder, state in planned:
+        if state == "unfinished":
+            check_same_run(folder, {**config, "seed": seed})
+        if state == "finished":
+            check_same_run(folder, {**config, "seed": seed}, OF_THE_MACHINE)
 
 
 class Run:
@@ -118,9 +172,17 @@ class Run:
     def open(self, config):
         """Make the folder, refuse a second process on it, compare with what is there."""
         self.lock = lock(self.folder)
-        if (self.folder / "checkpoint.pt").exists():
-            check_same_run(self.folder, config)
-        write_json(config, self.folder / "config.json")
+        try:
+            # Between the plan and the lock another process may have been here.
+            if (self.folder / "result.json").exists():
+                raise InputError(f"{self.folder} was finished by another process meanwhile; the "
+                                 "same command shows it")
+            if (self.folder / "checkpoint.pt").exists():
+                check_same_run(self.folder, config)
+            write_json(config, self.folder / "config.json")
+        except Exception:
+            self.lock.release()
+            raise
 
     def restore(self, model, optimizer, schedule, total_steps):
         """Put everything back from the checkpoint.  Returns the number of steps done."""
@@ -161,7 +223,8 @@ class Run:
     def start_steps_file(self, row):
         """After a resume the lines past the checkpoint are written again, so drop them."""
         path = self.folder / "steps.csv"
-        self.steps_file = open(path, "w", newline="", encoding="utf-8")
+        with errors_that_name(path):
+            self.steps_file = open(path, "w", newline="", encoding="utf-8")
         self.writer = csv.DictWriter(self.steps_file, row, lineterminator="\n")
         self.writer.writeheader()
         for earlier in self.logs["steps.csv"][:-1]:
@@ -172,17 +235,25 @@ class Run:
         for name, value in row.items():
             form = STEP_FORMATS.get(name, "{}")
             cells[name] = "" if value is None else form.format(value)
-        self.writer.writerow(cells)
-        self.steps_file.flush()
+        with errors_that_name(self.folder / "steps.csv"):
+            self.writer.writerow(cells)
+            self.steps_file.flush()
 
     def log_exits(self, rows):
         """After an epoch: a dict for each exit and dev split."""
         self.logs["exits.csv"] += rows
 
     def save(self, model, optimizer, schedule, step):
-        """Everything the rest of the run depends on, in one file that replaces the last one."""
+        """Everything the rest of the run depends on, in one file that replaces the last one.
+
+        exits.csv comes first: after a kill between both its epoch is done again, but nobody would
+        write the last epoch's lines again.
+        """
         if not self.is_writer:
             return
+        if self.logs["exits.csv"]:
+            path = self.folder / "exits.csv"
+            write_table(self.logs["exits.csv"], path, float_format="%.4f", na_rep="nan")
         state = {
             "step": step,
             "seconds": self.seconds_now(),
@@ -192,9 +263,6 @@ class Run:
             "schedule": schedule.state_dict(),
         }
         save_whole(torch.save, state, self.folder / "checkpoint.pt")
-        if self.logs["exits.csv"]:
-            path = self.folder / "exits.csv"
-            write_table(self.logs["exits.csv"], path, float_format="%.4f", na_rep="nan")
 
     def finish(self, model, tokenizer, dev, result):
         """dev_logits, the model and, last of all, result.json, whose presence says "finished"."""
@@ -206,16 +274,19 @@ class Run:
             result["examples_per_second"] = round(result["examples"] / self.seconds, 2)
             del result["examples"]
             write_json(result, self.folder / "result.json")
-            (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+            checkpoint = self.folder / "checkpoint.pt"
+            for file in (checkpoint, unfinished(checkpoint)):
+                file.unlink(missing_ok=True)
         self.close()
         processes.wait()
 
     def close(self):
-        """Give the folder free."""
-        if self.steps_file:
-            self.steps_file.close()
+        """Give the folder free, finished or not."""
         if self.is_writer:
             self.lock.release()
+        if self.steps_file:
+            with contextlib.suppress(OSError):  # a full disk has been told of before
+                self.steps_file.close()
 
 
 def lock(folder):
@@ -226,9 +297,10 @@ def lock(folder):
     except filelock.Timeout:
         raise InputError(f"{folder}: another process is writing this run; wait for it or choose "
                          "another --output") from None
-    except OSError as error:
-        where = error.filename or folder
-        raise InputError(f"--output: cannot write {where} ({error.strerror}); choose another "
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+        where = getattr(error, "filename", None) or folder
+        problem = getattr(error, "strerror", None) or error
+        raise InputError(f"--output: cannot write {where} ({problem}); choose another "
                          "--output") from None
 
 
@@ -240,16 +312,25 @@ def load_checkpoint(folder, total_steps):
     try:
         # Tensors and plain values, no code; a GPU's checkpoint goes on anywhere.
         state = torch.load(path, weights_only=True, map_location="cpu")
-        is_whole = 0 < state["step"] <= total_steps and "steps.csv" in state["logs"]
-    except PermissionError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except Exception as error:  # torn or foreign in one of too many ways to list
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # torn in one of too many ways to list
+        if is_out_of_memory(error):
+            raise
         problem = type(error).__name__
         raise InputError(f"{path} is torn ({problem}); remove that file to start this run from "
                          "its beginning") from None
-    if not is_whole:
-        raise InputError(f"{path} is not this run's: it has done {state['step']} of "
-                         f"{total_steps} steps; choose another --output")
+
+    # It can be read, so nobody shall be told to remove it.
+    try:
+        step, logged = state["step"], len(state["logs"]["steps.csv"])
+    except (KeyError, TypeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise InputError(f"{path} is of another program or version ({problem}); choose another "
+                         "--output") from None
+    if not 0 < step == logged <= total_steps:
+        raise InputError(f"{path} is not this run's: it has done {step} of {total_steps} steps; "
+                         "choose another --output")
     return state
 
 
@@ -316,11 +397,16 @@ def add_submission(args, folder, task, splits, device):
     if not args.predict:
         return
     loaded = load_run(folder)
-    tests = {name: split for name, split in splits.items() if name.startswith("test")}
+    model, tokenizer = loaded.model.to(device), loaded.tokenizer
     length = loaded.config["max_length"]
-    tests = {name: glue.tokenize(t, loaded.tokenizer, length) for name, t in tests.items()}
-    model = processes.share(loaded.model.to(device))
-    submission.write(model, task, tests, loaded.tokenizer, device, folder)
+    tokenised = {name: glue.tokenize(t, tokenizer, length) for name, t in splits.items()}
+
+    # The same data, or its classes could have other names.
+    config = config_of(args, loaded.config["seed"], task, tokenised, model, device)
+    may_differ = (*OF_THE_MACHINE, "bf16")
+    processes.from_first(lambda: check_same_run(folder, config, may_differ))
+    model = processes.share(model)
+    submission.write(model, task, tokenised, tokenizer, device, folder)
 
 
 def show_finished(planned):
@@ -329,10 +415,9 @@ def show_finished(planned):
         return
     scores = []
     for _, folder, state in planned:
-        result = read_json(folder / "result.json")
-        scores.append(result["score"])
+        metric, score, seconds = read_result(folder)
+        scores.append(score)
         was = ", finished before" if state == "finished" else ""
-        metric, seconds = result["metric"], result["seconds"]
         print(f"{folder}: {metric} {scores[-1]:.2f}, {seconds:.0f} s of training{was}")
     if len(scores) > 1:
         mean, sd = statistics.mean(scores), statistics.stdev(scores)
