@@ -97,6 +97,7 @@ def options_of(args, seed):
     """What a run's numbers depend on and is known before it starts, for config.json."""
     options = {name: value for name, value in vars(args).items() if name not in NOT_THE_RUN}
     options["model"] = absolute(args.model)
+    options.setdefault("change", None)  # one of results/variants.py
     versions = {
         "python": sys.version.split()[0],
         "torch": torch.__version__,
@@ -246,14 +247,14 @@ class Run:
     def save(self, model, optimizer, schedule, step):
         """Everything the rest of the run depends on, in one file that replaces the last one.
 
-        exits.csv comes first: after a kill between both its epoch is done again, but nobody would
-        write the last epoch's lines again.
+        The tables come first: after a kill between them and it their epoch is done again, but
+        nobody would write the last epoch's lines again.
         """
         if not self.is_writer:
             return
-        if self.logs["exits.csv"]:
-            path = self.folder / "exits.csv"
-            write_table(self.logs["exits.csv"], path, float_format="%.4f", na_rep="nan")
+        for name, rows in self.logs.items():
+            if rows and name != "steps.csv":  # which grows as it goes
+                write_table(rows, self.folder / name, float_format="%.4f", na_rep="nan")
         state = {
             "step": step,
             "seconds": self.seconds_now(),
