@@ -16,6 +16,7 @@ import math
 import statistics
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import filelock
@@ -263,7 +264,7 @@ class Run:
             "optimizer": optimizer.state_dict(),
             "schedule": schedule.state_dict(),
         }
-        save_whole(torch.save, state, self.folder / "checkpoint.pt")
+        save_whole(save_state, state, self.folder / "checkpoint.pt")
 
     def finish(self, model, tokenizer, dev, result):
         """dev_logits, the model and, last of all, result.json, whose presence says "finished"."""
@@ -305,12 +306,22 @@ def lock(folder):
                          "--output") from None
 
 
+def save_state(state, path):
+    """torch.save, by Python's own file: torch's says "unexpected pos" of a full disk."""
+    with open(path, "wb") as file:
+        torch.save(state, file)
+
+
 def load_checkpoint(folder, total_steps):
     """checkpoint.pt as it was saved, on the CPU, or None without one.  Raises InputError."""
     path = folder / "checkpoint.pt"
     if not path.exists():
         return None
     try:
+        # torch.load itself does not look at the checksums.
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile
         # Tensors and plain values, no code; a GPU's checkpoint goes on anywhere.
         state = torch.load(path, weights_only=True, map_location="cpu")
     except OSError as error:
@@ -325,7 +336,7 @@ def load_checkpoint(folder, total_steps):
     # It can be read, so nobody shall be told to remove it.
     try:
         step, logged = state["step"], len(state["logs"]["steps.csv"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, IndexError, TypeError) as error:
         problem = f"{type(error).__name__}: {error}"
         raise InputError(f"{path} is of another program or version ({problem}); choose another "
                          "--output") from None
