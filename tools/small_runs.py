@@ -19,13 +19,13 @@ from tools.files import read_csv, write_table
 WORDS = "anna boris clara david thanked helped was by never".split()
 
 
-def small_task(folder, samples=24, layers=2):
-    """Write a task's data and an encoder with dropout into folders with a space in their names;
-    returns options for train.py.  24 samples are 6 steps an epoch."""
+def small_task(folder, samples=24, dropout=0.1):
+    """Write a task's data and an encoder into folders with a space in their names; returns
+    options for train.py.  24 samples are 6 steps an epoch."""
     data = folder / "my data"
     if not data.exists():
         write_data(data, samples)
-        write_encoder(folder / "my model", layers)
+        write_encoder(folder / "my model", dropout)
     return [
         "--task", "mine",
         "--data", str(data),
@@ -61,17 +61,19 @@ def sample(number):
     return {"first": " ".join(words), "second": " ".join(second), "label": label}
 
 
-def write_encoder(folder, layers):
+def write_encoder(folder, dropout):
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     vocabulary = {word: number for number, word in enumerate(tokens)}
     config = BertConfig(
         vocab_size=len(tokens),
         hidden_size=16,
-        num_hidden_layers=layers,
+        num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=32,
         initializer_range=0.3,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
     )
     torch.manual_seed(0)
     BertModel(config).save_pretrained(folder)

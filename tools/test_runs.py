@@ -712,7 +712,7 @@ def test_bad_checkpoints(task, tmp_path, capsys, monkeypatch):
     checkpoint.write_bytes(content)
     state = torch.load(checkpoint)
     foreign = {
-        "another program": [{"step": 6}, {"step": 6, "logs": None}, [1, 2], torch.zeros(3)],
+        "another program": [{"step": 6}, {"step": 6, "logs": None}, [1, 2], "text"],
         "not this run's": [state | {"step": 13}, state | {"step": 5}, state | {"step": 0}],
         "does not fit this model": [state | {"model": {}}, state | {"optimizer": {}}],
     }
