@@ -70,10 +70,26 @@ def read_json(path):
 
 
 def write_table(rows, path, **options):
-    """A list of dicts with the same keys as CSV, or with sep="\\t" as TSV, whole."""
+    """A list of dicts with the same keys as CSV, or with sep="\\t" as TSV, whole.
+
+    csv.reader and pandas.read_csv(path, sep="\\t") give back every cell: what holds a separator,
+    a quote or a newline is quoted.
+    """
     table = pandas.DataFrame(rows)
     options = {"index": False, "lineterminator": "\n", **options}
+    # A lone \r ends a row for readers, yet is not quoted by itself: then quote every text.
+    if any("\r" in cell for cell in texts_of(table)):
+        options["quoting"] = csv.QUOTE_NONNUMERIC
     write_text(table.to_csv(**options), path)
+
+
+def texts_of(table):
+    """Every cell and column name of a pandas table that is a string."""
+    for name in table.columns:
+        yield str(name)
+        for cell in table[name]:
+            if isinstance(cell, str):
+                yield cell
 
 
 def read_csv(path):
