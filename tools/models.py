@@ -2,7 +2,7 @@
 
     run = load_run("runs/demo_acl-cl_1")
     rule = functools.partial(exits.entropy, threshold=0.3)
-    labels, exit_layers = exits.predict(run, [["anna thanked boris"], ["boris was thanked"]], rule)
+    label, confidence, exit_layer = exits.predict(run, [("anna left", "boris left")], rule)[0]
 
 `model/` is the encoder and its tokenizer as the library saves them, so that AutoModel and
 `--model runs/mnli_ce_1/model` take it, too; the classifiers lie beside it, in
