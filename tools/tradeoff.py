@@ -1,0 +1,276 @@
+"""Score against speed-up from the dev logits that a finished run stored: no model is run again.
+
+    config, result, logits, labels = load_run("runs/rte_acl-cl_1")
+    rows = trade_off(logits, labels, config["exit_layers"], result["metric"])
+    at_speedup(rows, "entropy", 2)["score"]
+
+Speed-up is counted, layers / mean exit layer; `clock` measures it.  The tables of
+`python exits.py RUN ..` are in exits_report.py.
+"""
+
+import functools
+import math
+import statistics
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors.torch
+import torch
+
+import glue
+from exits import confidence, early_exit, entropy, exit_indices, normalised_entropy, patience, pcee
+from tools.command_line import InputError, reason
+from tools.files import read_csv, read_json
+from tools.progress import Progress, waiting
+
+SPEEDS = (1.5, 2, 3)
+
+# name: (the rule, the names of its settings)
+RULES = {
+    "entropy": (entropy, ("threshold",)),
+    "confidence": (confidence, ("threshold",)),
+    "patience": (patience, ("patience",)),
+    "pcee": (pcee, ("threshold", "patience")),
+}
+
+NO_LOGITS = "dev_logits.safetensors is not there: committed runs keep only the small files"
+
+
+def make_rule(rule, threshold=None, patience=None):
+    """RULES[rule] with its settings filled in: logits (m, n, K) -> (n,) bool.  Raises InputError
+    for settings that make no sense."""
+    if rule not in RULES:
+        raise InputError(f"unknown rule {rule!r}; choose one of {', '.join(RULES)}")
+    function, names = RULES[rule]
+    given = {"threshold": threshold, "patience": patience}
+    if "threshold" in names and (threshold is None or not 0 <= threshold <= 1):
+        raise InputError(f"rule {rule} needs a threshold from 0 to 1, not {threshold}")
+    if "patience" in names and (not isinstance(patience, int) or patience < 1):
+        raise InputError(f"rule {rule} needs a patience of 1 or more exits, not {patience}")
+    settings = {name: given[name] for name in names}
+    return functools.partial(function, **settings)
+
+
+# ------------------------------------------------------------------------- a run's files
+
+
+class FinishedRun(NamedTuple):
+    """What a finished run says of itself."""
+
+    config: dict  # config.json
+    result: dict  # result.json
+    logits: torch.Tensor | None  # (M, R, K) of its first dev split, None without the file
+    labels: torch.Tensor | None  # (R,)
+
+
+def load_run(folder):
+    """A finished run's folder -> FinishedRun, checked to belong together.  Raises InputError."""
+    folder = Path(folder)
+    if not (folder / "result.json").is_file():
+        raise InputError(f"{folder} is no finished run: it has no result.json")
+    try:
+        config = read_json(folder / "config.json")
+        result = read_json(folder / "result.json")
+        check_result(config, result)
+        path = folder / "dev_logits.safetensors"
+        if not path.exists():
+            return FinishedRun(config, result, None, None)
+        logits, labels = read_logits(path, next(iter(result["dev"])))
+        check_logits(config, result, logits, labels)
+    except PermissionError as error:
+        raise InputError(f"{error.filename} cannot be read: {error.strerror}") from None
+    except Exception as error:  # torn or foreign in one of too many ways to list
+        raise InputError(f"{folder} is torn ({reason(error)[:100]}); train it again") from None
+    return FinishedRun(config, result, logits, labels)
+
+
+def read_logits(path, split):
+    """dev_logits.safetensors -> logits (M, R, K), labels (R,) of a split, on the CPU."""
+    path.open("rb").close()  # the library has other words for a file that may not be read
+    stored = safetensors.torch.load_file(path)
+    return stored[f"{split}.logits"], stored[f"{split}.labels"]
+
+
+def check_result(config, result):
+    """ValueError unless config.json and result.json tell of one run."""
+    for name in ("task", "method", "seed", "exit_layers"):
+        if config[name] != result[name]:
+            raise ValueError(f"config.json and result.json have another {name}")
+    if len(result["exit_scores"]) != len(config["exit_layers"]):
+        raise ValueError("result.json has not a score for each exit")
+    if result["metric"] not in glue.METRICS:
+        raise ValueError(f"unknown metric {result['metric']}")
+
+
+def check_logits(config, result, logits, labels):
+    """ValueError unless result.json was made from these logits (M, R, K) and labels (R,)."""
+    shape = (len(config["exit_layers"]), len(labels), config["num_labels"])
+    metric = result["metric"]
+    scores = [glue.score([metric], logits_m, labels)[metric] for logits_m in logits]
+    same = [math.isclose(a, b, abs_tol=1e-6) for a, b in zip(scores, result["exit_scores"])]
+    if logits.shape != shape or not all(same):
+        raise ValueError("dev_logits.safetensors is not what result.json was made from")
+
+
+def task_of(config):
+    """(class names, text columns) of a run; runs of early versions name only their task."""
+    task = glue.TASKS.get(config["task"])
+    names = config.get("labels") or task.labels
+    columns = config.get("text_columns") or task.text_columns
+    return list(names), list(columns)
+
+
+def dev_split(folder, config, result, labels):
+    """The dev split as text, checked to be the one that the run was evaluated on: InputError."""
+    with waiting(f"loading the data of {config['task']}"):
+        _, splits = glue.load_task(
+            config["task"], config["data"], config.get("limit_train"), config.get("holdout")
+        )
+    split = splits[next(iter(result["dev"]))]
+    if split["label"][:] != labels.tolist():
+        raise InputError(f"{folder}: its dev labels are not those of {config['data']}; the data "
+                         "have changed")
+    return split
+
+
+def read_tradeoff(path):
+    """The rows of a tradeoff.csv as `trade_off` gave them; InputError."""
+    try:
+        return [parse_row(row) for row in read_csv(path)]
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        problem = type(error).__name__
+        raise InputError(f"{path} is torn ({problem}); python exits.py writes it anew where "
+                         "dev_logits.safetensors is") from None
+
+
+def parse_row(row):
+    """Strings to numbers, None where there is no threshold or no patience."""
+    return {
+        "rule": row["rule"],
+        "threshold": float(row["threshold"]) if row["threshold"] else None,
+        "patience": int(float(row["patience"])) if row["patience"] else None,
+        "speedup": float(row["speedup"]),
+        "mean_exit_layer": float(row["mean_exit_layer"]),
+        "score": float(row["score"]),
+        "pareto": int(row["pareto"]),
+    }
+
+
+# ------------------------------------------------------------------------- the trade-off
+
+
+def trade_off(logits, labels, layers, metric):
+    """Every rule at many settings, from stored logits alone: a list of dicts, the columns of
+    tradeoff.csv.
+
+    logits (M, R, K) of any device; labels (R,); layers: the M exits' layer numbers; metric: a
+    name of glue.METRICS.  speedup = layers[-1] / mean exit layer, counted.  pareto: 1 where no
+    other setting of the rule is better in score or speed-up and no worse in the other.
+    """
+    logits, labels = logits.cpu(), labels.cpu()
+    depth = torch.tensor(layers)  # (M,)
+    rows = []
+    for name, threshold, times in settings_to_try(logits):
+        index = exit_indices(logits, make_rule(name, threshold, times))  # (R,)
+        predictions = logits.argmax(dim=-1).gather(0, index[None])[0]  # (R,)
+        mean_exit_layer = depth[index].double().mean().item()
+        rows.append({
+            "rule": name,
+            "threshold": threshold,
+            "patience": times,
+            "speedup": layers[-1] / mean_exit_layer,
+            "mean_exit_layer": mean_exit_layer,
+            "score": glue.METRICS[metric](predictions, labels),
+        })
+    for row in rows:
+        row["pareto"] = int(not is_beaten(row, rows))
+    return rows
+
+
+def settings_to_try(logits):
+    """(rule, threshold, patience), ..  Thresholds are quantiles of what the exits say, so that
+    they spread over all speeds; no label is used."""
+    M = len(logits)
+    early = logits[:-1] if M > 1 else logits  # nobody leaves *early* at the last exit
+    entropies = quantiles(normalised_entropy(early))
+    confidences = quantiles(early.float().softmax(dim=-1).amax(dim=-1))
+
+    settings = [("entropy", threshold, None) for threshold in entropies]
+    settings += [("confidence", threshold, None) for threshold in confidences]
+    settings += [("patience", None, times) for times in range(1, max(2, M - 1))]
+    for times in range(2, M):
+        settings += [("pcee", threshold, times) for threshold in entropies[::2]]
+    return settings
+
+
+def quantiles(values):
+    """41 quantiles of a tensor, all different; rounding must not take them out of 0..1."""
+    grid = torch.linspace(0, 1, 41, dtype=torch.float64)
+    found = values.double().flatten().quantile(grid).clamp(0, 1)
+    return sorted(set(found.tolist()))
+
+
+def is_beaten(row, rows):
+    """Whether another setting of the same rule is better in one of both and no worse in the
+    other."""
+    here = (row["score"], row["speedup"])
+    for other in rows:
+        there = (other["score"], other["speedup"])
+        no_worse = there[0] >= here[0] and there[1] >= here[1]
+        if other["rule"] == row["rule"] and no_worse and there != here:
+            return True
+    return False
+
+
+def at_speedup(rows, rule, speedup):
+    """The slowest setting of `rule` that is at least `speedup` times as fast (counted), or None.
+    Chosen by speed alone: the best-scoring one would be picked on dev.  Of equally slow ones the
+    first."""
+    fast = [row for row in rows if row["rule"] == rule and row["speedup"] >= speedup]
+    return min(fast, key=lambda row: row["speedup"], default=None)
+
+
+def majority_score(labels, metric):
+    """What always answering the most frequent class of labels (R,) would score, in points: where
+    an exit that has learnt nothing stands."""
+    constant = torch.full_like(labels, labels.mode().values.item())
+    return glue.METRICS[metric](constant, labels)
+
+
+# ------------------------------------------------------------------------- the clock
+
+
+def clock(model, split, tokenizer, rule, batch_size, device, rounds=5):
+    """Seconds of the full model, seconds of early exit on the same length-sorted batches, and
+    the counted speed-up.
+
+    Warm-up, then the median of `rounds`; both take turns, so that a slow moment hits both.  The
+    device is waited for.
+    """
+    numbers = glue.row_lengths(split).argsort(stable=True).split(batch_size)
+    batches = [batch.to(device) for batch in glue.loader(split, numbers, tokenizer)]
+    for batch in batches:
+        batch.pop("label")
+
+    # Each side once before the clock counts.
+    with waiting(f"batch {batch_size}: warming up on {len(split)} samples"):
+        time_once(model, batches, None)
+        _, mean_exit_layer = time_once(model, batches, rule)
+
+    full, early = [], []
+    for _ in (bar := Progress(range(rounds), f"batch {batch_size}: rounds")):
+        full.append(time_once(model, batches, None)[0])
+        early.append(time_once(model, batches, rule)[0])
+        bar.note(f"full model {full[-1]:.2f} s, early exit {early[-1]:.2f} s")
+    return statistics.median(full), statistics.median(early), model.num_layers / mean_exit_layer
+
+
+def time_once(model, batches, rule):
+    """Seconds of early exit through all batches, and the mean exit layer."""
+    start = time.perf_counter()
+    exit_layers = [early_exit(model, batch, rule)[1] for batch in batches]
+    mean_exit_layer = torch.cat(exit_layers).double().mean().item()  # waits for the device
+    return time.perf_counter() - start, mean_exit_layer
