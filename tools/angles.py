@@ -1,17 +1,21 @@
 """The angle between both gradients: what a step logs of it, and the report of finished runs.
 
-    python grad_surgery.py runs/rte_scl_1 runs/rte_scl_2
+    python grad_surgery.py runs/rte_acl-grad_1      share over 90 degrees, by epoch, histogram
+    python grad_surgery.py runs/rte_*               methods side by side
 """
 
 import math
+import shlex
 import statistics
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from tools import comparison
 from tools.command_line import InputError, Parser, run_command
-from tools.files import read_csv
+from tools.files import mean_sd, read_csv
 
 
 def telemetry(cosines, rule):
@@ -56,59 +60,184 @@ def kept(cosine, rule):
 # ------------------------------------------------------------------------------ the report
 
 
+class Angles(NamedTuple):
+    """What a run's gate saw."""
+
+    folder: Path
+    config: dict  # config.json, {} without one
+    by_epoch: dict  # {epoch: angles in degrees, NaN where a gradient was not finite}
+
+
 def main(argv=None):
     p = Parser("grad_surgery.py", description="Angles between CE's and the contrastive gradient "
                "in runs whose gate looked at them (any --conflict but none).")
-    p.add_argument("runs", nargs="+", help="run folders")
+    p.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, finished or not")
+    p.add_argument("--all", action="store_true", help="several runs: each run's histogram, too")
     args = p.parse_args(argv)
-    return run_command("grad_surgery.py", lambda: report(args.runs))
+    return run_command("grad_surgery.py", lambda: report(args))
 
 
-def report(folders):
-    runs = [(folder, load_angles(folder)) for folder in folders]
-    for folder, by_epoch in runs:
-        print_angles(folder, by_epoch)
+def report(args):
+    """One run at a glance, or methods side by side; raises InputError where no angle is there."""
+    runs, left_out = [], []
+    for folder in args.runs:
+        try:
+            runs.append(load_run(folder))
+        except InputError as error:
+            left_out.append((folder, str(error).removeprefix(f"{folder} ")))
+            problem = error
+    if not runs:
+        others = f"; nor did the {len(args.runs) - 1} others" if len(args.runs) > 1 else ""
+        raise InputError(f"{problem}{others}")
+
+    if len(runs) > 1:
+        print_several(runs, left_out)
+    if len(runs) == 1 or args.all:
+        for run in runs:
+            print_one(run)
+    comparison.print_left_out(left_out)
+    if len(runs) > 1 and not args.all:
+        folder = shlex.quote(str(runs[-1].folder))
+        print(f"\nNext: python grad_surgery.py {folder}   one run, its histogram")
 
 
-def load_angles(folder):
+def load_run(folder):
+    """A run's folder -> Angles.  Raises InputError."""
+    folder = Path(folder)
+    config = comparison.read_config(folder)
+    return Angles(folder, config, load_angles(folder, config))
+
+
+def load_angles(folder, config=None):
     """steps.csv of a run -> {epoch: angles in degrees, NaN where a gradient was not finite}."""
     by_epoch = {}
+    path = Path(folder) / "steps.csv"
     try:
-        for row in read_csv(Path(folder) / "steps.csv"):
+        for row in read_csv(path):
             if row["angle"]:
                 by_epoch.setdefault(int(row["epoch"]), []).append(float(row["angle"]))
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except (OSError, KeyError, TypeError, ValueError) as error:
         problem = type(error).__name__
         raise InputError(f"{folder} is no run with a whole steps.csv ({problem})") from None
+    if not by_epoch and (config or {}).get("method") == "ce":
+        raise InputError(f"{folder} measured no angles: ce has one gradient, and no second one "
+                         "to conflict with it")
     if not by_epoch:
         raise InputError(f"{folder} measured no angles; train it with --conflict observe")
     return by_epoch
 
 
-def share_over_90(angles):
-    """'12.5 %': the steps in conflict, NaN among them."""
+def all_angles(run):
+    return [angle for epoch in run.by_epoch.values() for angle in epoch]
+
+
+def conflict_share(angles):
+    """Percent of the steps in conflict, NaN among them."""
     conflicts = sum(not angle <= 90 for angle in angles)
-    return f"{100 * conflicts / len(angles):.1f} %"
+    return 100 * conflicts / len(angles)
 
 
-def print_angles(folder, by_epoch):
-    angles = [angle for epoch in by_epoch.values() for angle in epoch]
+def share_over_90(angles):
+    """'12.5 %'"""
+    return f"{conflict_share(angles):.1f} %"
+
+
+def shares_by_epoch(by_epoch):
+    """'2.6 %  0.0 %  ..'; of many epochs the first and the last four."""
+    shares = [share_over_90(angles) for _, angles in sorted(by_epoch.items())]
+    if len(shares) > 8:
+        shares = [*shares[:4], "..", *shares[-4:]]
+    return "  ".join(shares)
+
+
+def print_one(run):
+    """Share in conflict, by epoch, one sentence, a short histogram."""
+    angles = all_angles(run)
     finite = torch.tensor([angle for angle in angles if math.isfinite(angle)])
     missing = len(angles) - len(finite)
-    shares = "  ".join(share_over_90(epoch) for epoch in by_epoch.values())
-    print(f"\n{folder}: {len(angles)} steps, {missing} not finite (they count as conflicts)")
-    print(f"over 90 degrees: {share_over_90(angles)}   by epoch: {shares}")
-    if len(finite) == 0:
-        return
+    note = f", {missing} not finite (they count as conflicts)" if missing else ""
+    print(f"{run.folder}: angle between both gradients at {len(angles)} steps{note}\n")
+    print(f"over 90 degrees: {share_over_90(angles)}   by epoch: {shares_by_epoch(run.by_epoch)}")
+    if len(finite):
+        print_histogram(finite)
+    print("\n" + meaning(run, angles))
 
-    low, median, high = finite.quantile(torch.tensor([0.05, 0.5, 0.95])).tolist()
-    print(f"mean {finite.mean():.1f}   5th percentile {low:.1f}   median {median:.1f}   "
-          f"95th percentile {high:.1f} degrees")
-    counts = torch.histc(finite, bins=18, min=0, max=180).int().tolist()
-    for start, count in zip(range(0, 180, 10), counts):
-        if count:
-            bar = "#" * max(1, round(50 * count / max(counts)))
-            print(f"{start:4} to {start + 10:3}  {count:6}  {bar}")
+
+def print_histogram(angles):
+    """Mean, percentiles, and a bar for each 10 degrees between the least and the most."""
+    low, median, high = angles.quantile(torch.tensor([0.05, 0.5, 0.95])).tolist()
+    print(f"mean {angles.mean():.1f}   5th percentile {low:.1f}   median {median:.1f}   "
+          f"95th percentile {high:.1f} degrees\n")
+    counts = torch.histc(angles, bins=18, min=0, max=180).int().tolist()
+    used = [i for i, count in enumerate(counts) if count]
+    for i in range(used[0], used[-1] + 1):
+        bar = "#" * math.ceil(50 * counts[i] / max(counts))
+        print(f"{10 * i:4} to {10 * i + 10:3}  {counts[i]:6}  {bar}".rstrip())
+
+
+WHAT_THE_GATE_DID = {
+    "observe": "only watched",
+    "discard": "dropped it there",
+    "project": "took away the part that points against",
+    "weigh": "multiplied it by 0 there, and elsewhere by the cosine",
+}
+
+
+def meaning(run, angles):
+    """One sentence: what these numbers say of the training."""
+    conflicts = sum(not angle <= 90 for angle in angles)
+    did = WHAT_THE_GATE_DID.get(run.config.get("conflict"))
+    gate = f"; the gate {did}" if did else ""
+    return (f"In {conflicts} of {len(angles)} steps the second gradient pointed against "
+            f"cross-entropy's{gate}.")
+
+
+def print_several(runs, left_out):
+    """Methods as rows, mean±sd over their seeds; a table for each task."""
+    tables = {}
+    for run in runs:
+        tables.setdefault(run.config.get("task"), []).append(run)
+    for number, (task, some) in enumerate(tables.items()):
+        settings, repeated = comparison.settings_of(some)
+        for run, earlier in repeated:
+            left_out.append((run.folder, f"the same options and seed as {earlier.folder}"))
+        if number:
+            print()
+        print(f"{task or 'unknown task'}: angle between both gradients, mean±sd over runs\n")
+        print_table(settings)
+        comparison.print_differences(settings)
+
+
+def print_table(settings):
+    width = max(len(setting.label) for setting in settings) + 2
+    print(f"{'method':{width}}{'runs':>4}{'steps':>8}{'over 90, %':>12}{'mean, degrees':>15}"
+          "   over 90 by epoch")
+    for setting in settings:
+        angles = [all_angles(run) for run in setting.runs]
+        steps = sum(len(some) for some in angles)
+        share = mean_sd(conflict_share(some) for some in angles)
+        degrees = mean_sd(mean_angle(some) for some in angles)
+        print(f"{setting.label:{width}}{len(angles):>4}{steps:>8}{share:>12}{degrees:>15}   "
+              f"{shares_by_epoch(together(setting.runs))}")
+    print("\nOver 90 degrees the second gradient points against cross-entropy's: a step in "
+          "conflict.")
+
+
+def mean_angle(angles):
+    """Of the finite ones; None without any."""
+    finite = [angle for angle in angles if math.isfinite(angle)]
+    return statistics.mean(finite) if finite else None
+
+
+def together(runs):
+    """{epoch: angles of all runs}"""
+    by_epoch = {}
+    for run in runs:
+        for epoch, angles in run.by_epoch.items():
+            by_epoch.setdefault(epoch, []).extend(angles)
+    return by_epoch
 
 
 if __name__ == "__main__":

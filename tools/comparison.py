@@ -14,7 +14,7 @@ METHODS = ("ce", "scl", "acl-embed", "acl-grad", "acl-cl", "kd")
 NOT_THE_SETTING = (
     "seed", "seeds", "device", "device_name", "versions", "data", "output", "resume",
     "save_steps", "predict", "exits", "num_labels", "labels", "metrics", "text_columns",
-    "data_fingerprint",
+    "data_fingerprint", "conflict_groups",
 )
 
 
@@ -82,8 +82,12 @@ def place_of(method):
 
 
 def options_of(config):
-    """What makes the setting.  An option that is off and one that is not there are the same."""
-    return {name: x for name, x in config.items() if x and name not in NOT_THE_SETTING}
+    """What makes the setting.  An option that is off and one that is not there are the same, and
+    so are a gate that only watches and none."""
+    options = {name: x for name, x in config.items() if x and name not in NOT_THE_SETTING}
+    if options.get("conflict") in ("none", "observe"):
+        del options["conflict"]
+    return options
 
 
 def runs_with(options, settings):

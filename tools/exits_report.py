@@ -18,6 +18,9 @@ from tools.models import load_run as load_model
 from tools.progress import waiting
 from tools.tradeoff import NO_LOGITS, SPEEDS, at_speedup, make_rule
 
+# Methods beside each other in the table of exits; more of them start another table.
+COLUMNS = 6
+
 
 class Shown:
     """A finished run, and its trade-off as far as its files give one."""
@@ -44,7 +47,7 @@ class Shown:
     def majority(self):
         """The majority class's score, None where the labels are not there."""
         if self.labels is None:
-            return None
+            return self.result.get("majority_score")
         return tradeoff.majority_score(self.labels, self.metric)
 
     def dev_data(self):
@@ -55,7 +58,7 @@ class Shown:
             return task, self.metric, tuple(self.labels.tolist())
         held_out = self.config.get("holdout")
         limit = self.config.get("limit_train") if held_out else None
-        return task, self.metric, (held_out, limit, len(self.labels or []))
+        return task, self.metric, (held_out, limit)
 
 
 def report(args):
@@ -125,15 +128,28 @@ def print_runs(args, runs, left_out):
             why = "it has one exit, so nothing can leave early; train it with --exits all"
             left_out.append((f"early exit of {run.folder}", why))
 
-    rule = args.rule or "entropy"
+    rules = rules_to_show(args, runs[0])
     if len(runs) == 1:
-        print_one(runs[0], [rule])
+        print_one(runs[0], rules)
     else:
-        print_several(runs, settings, [rule])
-    print_by_exit(settings)
+        print_several(runs, settings, rules)
+    for start in range(0, len(settings), COLUMNS):
+        print_by_exit(settings[start:start + COLUMNS])
     comparison.print_differences(settings)
-    if args.all:
-        print_all(runs, settings)
+    if args.all and len(runs) == 1 and runs[0].rows:
+        print_front(runs[0].rows, rules)
+    if args.all and "confidence" not in rules:
+        print("\nWith two classes confidence leaves where entropy does, so it is not repeated.")
+
+
+def rules_to_show(args, run):
+    """The one asked for; with --all every one that says something of its own."""
+    if not args.all:
+        return [args.rule or "entropy"]
+    rules = list(tradeoff.RULES)
+    if run.config["num_labels"] == 2:
+        rules.remove("confidence")
+    return rules
 
 
 def print_one(run, rules):
@@ -145,7 +161,7 @@ def print_one(run, rules):
         for speed in SPEEDS:
             row = at_speedup(run.rows, rule, speed)
             if row:
-                name = f"{rule} at {speed}x"
+                name = f"{rule} at {speed:g}x"
                 print_row(name, row["score"], row["mean_exit_layer"], row["speedup"])
     print_row("majority class", run.majority())
 
@@ -160,7 +176,7 @@ def print_one(run, rules):
 def print_row(name, score, layer=None, speedup=None):
     layer = "" if layer is None else f"{layer:.2f}"
     speedup = "" if speedup is None else f"{speedup:.2f}x"
-    print(f"{name:18}{points(score):>8}{layer:>18}{speedup:>11}")
+    print(f"{name:18}{points(score):>8}{layer:>18}{speedup:>11}".rstrip())
 
 
 def points(score):
@@ -231,20 +247,6 @@ def scores_at(setting, layer):
             yield run.result["exit_scores"][run.layers.index(layer)]
         else:
             yield None
-
-
-def print_all(runs, settings):
-    """--all: every rule, and of a single run each rule's Pareto front."""
-    rules = list(tradeoff.RULES)
-    print()
-    if runs[0].config["num_labels"] == 2:
-        rules.remove("confidence")
-        print("With two classes confidence leaves where entropy does, so it is not repeated.\n")
-    if len(runs) > 1:
-        print_several(runs, settings, rules)
-        return
-    print_one(runs[0], rules)
-    print_front(runs[0].rows, rules)
 
 
 def print_front(rows, rules):

@@ -165,7 +165,7 @@ def classify_file(loaded, rule, samples, batch_size, output):
         bar.note(f"{milliseconds / len(some):.1f} ms a sample")
 
     separator = "\t" if output.suffix.lower() == ".tsv" else ","
-    write_table(rows, output, sep=separator)
+    write_table(rows, output, sep=separator, float_format="%.4f")
     print_summary(loaded, rows)
     print(f"wrote {output}")
 
@@ -180,9 +180,9 @@ def answer(loaded, rule, samples):
 def row_of(prediction, milliseconds):
     return {
         "prediction": prediction.label,
-        "confidence": f"{prediction.confidence:.4f}",
+        "confidence": prediction.confidence,
         "exit_layer": prediction.exit_layer,
-        "milliseconds": f"{milliseconds:.3f}",
+        "milliseconds": milliseconds,
     }
 
 
@@ -191,7 +191,7 @@ def print_summary(loaded, rows):
     layers = [row["exit_layer"] for row in rows]
     mean = sum(layers) / len(layers)
     deepest = loaded.model.exits[-1]
-    milliseconds = sum(float(row["milliseconds"]) for row in rows) / len(rows)
+    milliseconds = sum(row["milliseconds"] for row in rows) / len(rows)
     print(f"{len(rows)} samples, mean exit layer {mean:.2f} of {deepest} ({deepest / mean:.2f}x "
           f"counted), {milliseconds:.2f} ms each")
     counts = Counter(row["prediction"] for row in rows).most_common()

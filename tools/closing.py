@@ -1,0 +1,59 @@
+"""What to look at after a training run: the last three or four lines of train.py."""
+
+import shlex
+
+import safetensors
+
+from tools.tradeoff import majority_score
+
+
+def closing_lines(folder, result, config):
+    """Lines to print: the score at each exit, the share of steps in conflict, what to type next.
+
+    folder: the run's, a Path; result, config: its result.json and config.json as dicts.
+    """
+    lines = [score_line(result, majority_of(folder, result))]
+    if result["conflict_share"] is not None:
+        share = 100 * result["conflict_share"]
+        lines.append(f"steps in conflict (over 90 degrees): {share:.1f} % of {result['steps']}, "
+                     f"{what_was_done(config)}")
+
+    name = shlex.quote(str(folder))
+    commands = [(f"python exits.py {name}", "score against speed-up")]
+    if len(result["exit_layers"]) == 1:
+        commands = [(f"python exits.py {name} --predict -", "classify the sentences you type")]
+    if result["conflict_share"] is not None:
+        commands.append((f"python grad_surgery.py {name}", "the angles"))
+    width = max(len(command) for command, _ in commands)
+    for number, (command, meaning) in enumerate(commands):
+        lines.append(f"{'next: ' if number == 0 else '      '}{command:{width}}   {meaning}")
+    return lines
+
+
+def score_line(result, majority):
+    """'accuracy by exit: 74.2 91.6 94.2 94.2   (majority class 50.0)'"""
+    scores = " ".join(f"{score:.1f}" for score in result["exit_scores"])
+    where = " by exit" if len(result["exit_scores"]) > 1 else ""
+    beside = "" if majority is None else f"   (majority class {majority:.1f})"
+    return f"{result['metric']}{where}: {scores}{beside}"
+
+
+def majority_of(folder, result):
+    """The majority class's score on the first dev split, None where its labels are not there."""
+    path = folder / "dev_logits.safetensors"
+    if not path.is_file():
+        return None
+    split = next(iter(result["dev"]))
+    with safetensors.safe_open(path, framework="pt") as file:
+        labels = file.get_tensor(f"{split}.labels")
+    return majority_score(labels, result["metric"])
+
+
+def what_was_done(config):
+    """What the gate did there."""
+    words = {
+        "discard": "where the contrastive gradient was dropped",
+        "project": "where it lost the part against cross-entropy's",
+        "weigh": "where it was multiplied by 0",
+    }
+    return words.get(config["conflict"], "which were only watched")
