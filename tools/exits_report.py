@@ -18,6 +18,8 @@ from tools.models import load_run as load_model
 from tools.progress import waiting
 from tools.tradeoff import NO_LOGITS, SPEEDS, at_speedup, make_rule
 
+ONE_EXIT = "no early exit from its one exit (train it with --exits all)"
+
 # Methods beside each other in the table of exits; more of them start another table.
 COLUMNS = 6
 
@@ -125,8 +127,7 @@ def print_runs(args, runs, left_out):
         if run.labels is None:
             left_out.append((run.folder, NO_LOGITS))
         elif len(run.layers) == 1:
-            why = "it has one exit, so nothing can leave early; train it with --exits all"
-            left_out.append((f"early exit of {run.folder}", why))
+            left_out.append((run.folder, ONE_EXIT))
 
     rules = rules_to_show(args, runs[0])
     if len(runs) == 1:
@@ -169,8 +170,8 @@ def print_one(run, rules):
     twice = at_speedup(run.rows, rules[0], 2)
     if twice:
         print(f"\nTwice as fast: samples leave after layer {twice['mean_exit_layer']:.1f} of "
-              f"{run.layers[-1]} on average,\nand {twice['score']:.1f} points are left of the full "
-              f"model's {run.result['score']:.1f}.")
+              f"{run.layers[-1]} on average, and the score is\n{twice['score']:.1f} instead of the "
+              f"full model's {run.result['score']:.1f}.")
 
 
 def print_row(name, score, layer=None, speedup=None):
@@ -230,10 +231,17 @@ def print_by_exit(settings):
     for layer in sorted(layers):
         scores = [mean_sd(scores_at(setting, layer)) for setting in settings]
         print(f"{layer:<16}" + cells_of(widths, scores))
-    means = [mean_sd(run.result["mean_exit_score"] for run in s.runs) for s in settings]
+    means = [mean_of_exits(setting, layers) for setting in settings]
     print(f"{'mean':16}" + cells_of(widths, means))
     majority = points(settings[0].runs[0].majority())
     print(f"{'majority class':16}" + cells_of(widths, [majority] * len(settings)))
+
+
+def mean_of_exits(setting, layers):
+    """A dash where the method lacks some of the exits, whose mean would be of other exits."""
+    if set(setting.runs[0].layers) != layers:
+        return "-"
+    return mean_sd(run.result["mean_exit_score"] for run in setting.runs)
 
 
 def cells_of(widths, cells):

@@ -128,7 +128,7 @@ def make_varied(model, dev, tokenizer):
         classifier.bias.copy_(-(classifier.weight @ h_m.mean(dim=0)))
 
 
-def run_main(main, argv, capsys):
+def outcome(main, argv, capsys):
     """(exit status, standard output, standard error) of a command's main."""
     capsys.readouterr()
     try:
