@@ -1,15 +1,16 @@
-"""Pictures of finished runs, small files under results/figures/; the same runs give the same bytes.
+"""Pictures of finished runs; the same runs give the same bytes.
 
-    python results/figures.py angles RUN ...            # the pilot: angles between CE's and the contrastive gradient
-    python results/figures.py groups RUN                # the same per layer and step (variants.py conflict-groups)
-    python results/figures.py tradeoff RUN ...          # score against counted speed-up (after python exits.py RUN ...)
-    python results/figures.py space RUN ... --exit 6    # dev representations and label embeddings, before and after
+    python results/figures.py angles RUN ...            # angles between CE's and the second gradient
+    python results/figures.py groups RUN                # the same by layer (variants.py conflict-groups)
+    python results/figures.py tradeoff RUN ...          # score against counted speed-up
+    python results/figures.py space RUN ... --exit 6    # representations and label embeddings
 
-RUN is a run's folder.  Runs that differ by seed alone share a label: their steps are pooled, their scores averaged.
+RUN is a run's folder.  A picture goes into the working folder, angles_rte.png say, or where
+--output says.  Runs that differ in their seed alone share a label: their steps are pooled, their
+scores averaged.  tradeoff takes what `python exits.py RUN ...` has written; space needs a run
+whose model is still there.
 """
 
-import argparse
-import json
 import math
 import statistics
 import sys
@@ -19,79 +20,134 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import matplotlib
-matplotlib.use("Agg")                                                       # draws files, needs no screen
+
+matplotlib.use("Agg")  # draws files, needs no screen
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 
-import acl
 import exits
 import glue
-from glue import InputError
-from tables import read_tradeoff
-from tradeoff import RULES, at_speedup, load_model, load_run, read_csv
+from tools import demo, models
+from tools.command_line import InputError, Parser, run_command
+from tools.files import read_csv, read_json
+from tools.geometry import geometry
+from tools.tradeoff import RULES, at_speedup, dev_split, load_run, read_tradeoff, task_of
 from train import METHODS
 
 # Okabe and Ito's colours, which can be told apart with any colour vision.
-COLOURS = {"ce": "#000000", "scl": "#E69F00", "acl-embed": "#56B4E9", "acl-grad": "#0072B2", "acl-cl": "#D55E00",
-           "kd": "#009E73", "spare": "#CC79A7"}
-CLASSES = (("#0072B2", "o"), ("#D55E00", "^"), ("#009E73", "s"))            # colour and marker
+COLOURS = {
+    "ce": "#000000",
+    "scl": "#E69F00",
+    "acl-embed": "#56B4E9",
+    "acl-grad": "#0072B2",
+    "acl-cl": "#D55E00",
+    "kd": "#009E73",
+    "spare": "#CC79A7",
+}
+CLASS_COLOURS = ("#0072B2", "#D55E00", "#009E73")
+CLASS_MARKERS = ("o", "^", "s")
+
+# More classes than this have a colour bar in place of a legend.
+NAMED_CLASSES = 12
+
 # What a label names beside the method, if runs of one method differ in it.
-OPTIONS = ("task", "exits", "epochs", "lr", "weight", "temperature", "conflict", "conflict_at", "exit_weights",
-           "students_embed", "center", "change", "limit_train", "holdout", "max_steps")
-# hashsalt: SVG's ids come from the content, not from chance.
-plt.rcParams |= {"svg.hashsalt": "acl", "font.size": 9, "axes.titlesize": 9, "figure.constrained_layout.use": True,
-                 "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+OPTIONS = ("task", "model", "exits", "epochs", "lr", "head_lr", "weight", "temperature",
+           "conflict", "conflict_at", "exit_weights", "students_embed", "center", "change",
+           "limit_train", "holdout", "max_steps")
+
+plt.rcParams |= {
+    "svg.hashsalt": "acl",  # SVG's ids come from the content, not from chance
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "figure.constrained_layout.use": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+
+
+# ------------------------------------------------------------------------ labels, colours
 
 
 def read_config(folder):
+    """A run's config.json.  Raises InputError."""
     try:
-        return json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} is no run: its config.json cannot be read ({error})") from None
+        config = read_json(Path(folder) / "config.json")
+        config["task"], config["method"], config["seed"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        problem = type(error).__name__
+        raise InputError(f"{folder} is no run: no whole config.json ({problem})") from None
+    return config
 
 
 def by_label(folders):
-    """{label: (colour, folders)}; methods in train.py's order, each with its colour unless it has several labels."""
+    """{label: (colour, folders)}, methods in the modules' order; each method has its own colour
+    unless it has several labels."""
     configs = {Path(folder): read_config(folder) for folder in folders}
     labels = {}
-    for folder, config in sorted(configs.items(), key=lambda item: list(METHODS).index(item[1]["method"])):
-        twins = [other for other in configs.values() if other["method"] == config["method"]]
-        own = [f"{name} {config.get(name)}" for name in OPTIONS if len({other.get(name) or None for other in twins}) > 1]
-        labels.setdefault(", ".join([config["method"], *own]), []).append(folder)
-    if len(labels) > len(COLOURS):
-        raise InputError(f"{len(labels)} kinds of run, only {len(COLOURS)} can be told apart: {'; '.join(labels)}")
-    own = COLOURS if set(labels) <= set(COLOURS) else dict(zip(labels, COLOURS.values()))
-    return {label: (own[label], labels[label]) for label in labels}
+    for method in METHODS:
+        twins = {f: config for f, config in configs.items() if config["method"] == method}
+        told = [name for name in OPTIONS if differs(name, twins.values())]
+        for folder, config in twins.items():
+            label = ", ".join([method, *(f"{name} {config.get(name)}" for name in told)])
+            labels.setdefault(label, []).append(folder)
+    if set(labels) <= set(COLOURS):
+        return {label: (COLOURS[label], labels[label]) for label in labels}
+    colours = many_colours(len(labels), tuple(COLOURS.values()))
+    return {label: (colour, labels[label]) for label, colour in zip(labels, colours)}
+
+
+def differs(option, configs):
+    """Whether runs differ in an option; one that is off is as good as none."""
+    return len({config.get(option) or None for config in configs}) > 1
+
+
+def many_colours(count, first_choice):
+    """`count` colours: the chosen ones where they are enough, else spread over a colour map."""
+    if count <= len(first_choice):
+        return first_choice[:count]
+    return [plt.cm.turbo(i / (count - 1)) for i in range(count)]
 
 
 def legend(figure, axes, place):
-    """Above or below all panels, in as many columns as fit (16 letters an inch)."""
+    """Outside, above or below all panels, in as many columns as fit (16 letters an inch)."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = int(16 * figure.get_figwidth() / (max(map(len, labels)) + 7))
-    figure.legend(handles, labels, loc=f"outside {place} center", ncols=min(max(columns, 1), len(labels)))
+    longest = max(len(label) for label in labels)
+    columns = int(16 * figure.get_figwidth() / (longest + 7))
+    columns = min(max(columns, 1), len(labels))
+    figure.legend(handles, labels, loc=f"outside {place} center", ncols=columns)
+
+
+# ---------------------------------------------------------------------------- the angles
 
 
 def angles(args):
     """Left the angles of all steps; right the share of conflicts along training, in 15 bins."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
+    kinds = by_label(args.runs)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6 + 0.18 * (len(kinds) // 4)))
     limits = [75, 105]
-    for label, (colour, folders) in by_label(args.runs).items():
-        rows = [row for folder in folders for row in read_csv(folder / "steps.csv") if row["angle"]]
-        if not rows:
+    for label, (colour, folders) in kinds.items():
+        points = [point for folder in folders for point in angles_of(folder)]
+        if not points:
             raise InputError(f"{label}: no angle was measured; train with --conflict observe")
+
         # A gradient that is not finite has no angle (NaN) and is a conflict.
-        points = [(int(row["step"]), float(row["angle"])) for row in rows]
         finite = [angle for _, angle in points if math.isfinite(angle)]
         limits += finite
+        share_of_each = [100 / len(points)] * len(finite)
         for look in ({"histtype": "stepfilled", "alpha": 0.2}, {"histtype": "step"}):
-            left.hist(finite, range(0, 182, 2), weights=[100 / len(points)] * len(finite), color=colour, **look)
-        width, bins = math.ceil(max(points)[0] / 15), {}
+            left.hist(finite, range(0, 182, 2), weights=share_of_each, color=colour, **look)
+
+        # The share of conflicts in each bin of steps.
+        width = math.ceil(max(step for step, _ in points) / 15)
+        bins = {}
         for step, angle in points:
             bins.setdefault((step - 1) // width, []).append(not angle <= 90)
-        share = statistics.mean(not angle <= 90 for _, angle in points)
-        middles, shares = zip(*(((i + 0.5) * width, 100 * statistics.mean(bins[i])) for i in sorted(bins)))
-        label += f": {100 * share:.0f} % of {len(points)} steps over 90°"
+        middles = [(i + 0.5) * width for i in sorted(bins)]
+        shares = [100 * statistics.mean(bins[i]) for i in sorted(bins)]
+        share = 100 * statistics.mean(not angle <= 90 for _, angle in points)
+        label += f": {share:.0f} % of {len(points)} steps over 90°"
         right.plot(middles, shares, ".-", color=colour, label=label)
     left.axvline(90, color="grey", linestyle="--", linewidth=1)
     left.set(xlabel="angle between both gradients, degrees", ylabel="% of steps")
@@ -101,146 +157,272 @@ def angles(args):
     return figure
 
 
+def angles_of(folder):
+    """[(step, angle in degrees)] of the steps of a run that measured it.  Raises InputError."""
+    try:
+        rows = read_csv(folder / "steps.csv")
+        return [(int(row["step"]), float(row["angle"])) for row in rows if row["angle"]]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        problem = type(error).__name__
+        raise InputError(f"{folder} has no whole steps.csv ({problem})") from None
+
+
 def groups(args):
     """Heat map of the cosine per group and step, and each group's share of steps in conflict."""
     path = Path(args.runs[0]) / "groups.csv"
     rows = read_csv(path) if path.is_file() else []
     if not rows:
-        raise InputError(f"{path} is missing or empty; train with results/variants.py conflict-groups")
+        raise InputError(f"{path} is missing or empty; train with results/variants.py "
+                         "conflict-groups")
     names = list(dict.fromkeys(row["group"] for row in rows))
-    cosine = torch.tensor([float(row["cosine"] or "nan") for row in rows]).view(-1, len(names)).T    # (groups, steps)
-    width = math.ceil(cosine.shape[1] / 150)                                # a column is the mean of so many steps
-    columns = torch.stack([part.nanmean(dim=1) for part in cosine.split(width, dim=1)], dim=1)       # (groups, columns)
-    share = [100 * (row[~row.isnan()] < 0).double().mean().item() for row in cosine]
-    limit = columns[~columns.isnan()].abs().quantile(0.98).item()           # a few outliers must not pale the rest
+    cosines = torch.tensor([float(row["cosine"] or "nan") for row in rows])
+    cosines = cosines.view(-1, len(names)).T  # (groups, steps)
+
+    # A column is the mean of so many steps; a few outliers must not pale the rest.
+    width = math.ceil(cosines.shape[1] / 150)
+    parts = cosines.split(width, dim=1)
+    columns = torch.stack([part.nanmean(dim=1) for part in parts], dim=1)  # (groups, columns)
+    limit = columns[~columns.isnan()].abs().quantile(0.98).item()
+
     figure, axes = plt.subplots(figsize=(9, 0.9 + 0.3 * len(names)))
-    image = axes.imshow(columns, cmap="RdBu", vmin=-limit, vmax=limit, origin="lower", aspect="auto",
-                        interpolation="none", extent=(0.5, 0.5 + width * columns.shape[1], -0.5, len(names) - 0.5))
+    right_end = 0.5 + width * columns.shape[1]
+    image = axes.imshow(
+        columns,
+        cmap="RdBu",
+        vmin=-limit,
+        vmax=limit,
+        origin="lower",
+        aspect="auto",
+        interpolation="none",
+        extent=(0.5, right_end, -0.5, len(names) - 0.5),
+    )
     axes.set_facecolor("lightgrey")
-    axes.set_yticks(range(len(names)), [f"{name}  " + ("not shared" if math.isnan(below) else f"{below:.0f} %")
-                                        for name, below in zip(names, share)])
-    axes.set_title("cosine between both gradients; beside each group its share of steps below 0", loc="left")
+    beside = [f"{name}  {share_below_0(row)}" for name, row in zip(names, cosines)]
+    axes.set_yticks(range(len(names)), beside)
+    axes.set_title(
+        "cosine between both gradients; beside each group its share of steps below 0", loc="left"
+    )
     axes.set_xlabel("step" if width == 1 else f"step (a column is the mean of {width})")
     figure.colorbar(image, label="cosine", extend="both", pad=0.02)
     return figure
 
 
+def share_below_0(cosines):
+    """'12 %' of a group's steps, or "not shared" where no step has a cosine."""
+    there = cosines[~cosines.isnan()]
+    if len(there) == 0:
+        return "not shared"
+    return f"{100 * (there < 0).double().mean().item():.0f} %"
+
+
+# -------------------------------------------------------------------------- the trade-off
+
+
 def tradeoff(args):
     """Mean and ±1 sd over seeds of the score at counted speed-ups, a panel for each rule.
 
-    At each speed-up a run enters with its slowest setting at least that fast, chosen by speed alone: a Pareto front
-    would be picked on dev.  A line ends where some run has no setting that fast.
+    At each speed-up a run enters with its slowest setting at least that fast, chosen by speed
+    alone: a Pareto front would be picked on dev.  A line ends where some run has no setting that
+    fast.
     """
-    rules, speeds = [args.rule] if args.rule else list(RULES), [1 + i / 20 for i in range(61)]
+    kinds = by_label(args.runs)
+    rules = [args.rule] if args.rule else list(RULES)
+    speeds = [1 + i / 20 for i in range(61)]
     down, across = math.ceil(len(rules) / 2), min(len(rules), 2)
-    figure, panels = plt.subplots(down, across, figsize=(3 + 3 * across, 1 + 2.5 * down), sharex=True, sharey=True,
-                                  squeeze=False)
-    for label, (colour, folders) in by_label(args.runs).items():
-        tables = [read_tradeoff(folder / "tradeoff.csv") for folder in folders]
+    size = (3 + 3 * across, 1 + 2.5 * down + 0.18 * (len(kinds) // 6))
+    figure, panels = plt.subplots(
+        down, across, figsize=size, sharex=True, sharey=True, squeeze=False
+    )
+    for label, (colour, folders) in kinds.items():
+        tables = [tradeoff_of(folder) for folder in folders]
         for rule, axes in zip(rules, panels.flat):
-            found = [[at_speedup(rows, rule, speed) for rows in tables] for speed in speeds]
-            scores = [[math.nan if None in some else row["score"] for row in some] for some in found]
-            scores = torch.tensor(scores, dtype=torch.float64)                                       # (speeds, seeds)
-            mean, sd = scores.mean(dim=1), scores.std(dim=1, correction=min(1, len(tables) - 1))
+            scores = []
+            for speed in speeds:
+                scores.append([score_at(rows, rule, speed) for rows in tables])
+            scores = torch.tensor(scores, dtype=torch.float64)  # (speeds, seeds)
+            mean = scores.mean(dim=1)
+            sd = scores.std(dim=1, correction=min(1, len(tables) - 1))
             axes.plot(speeds, mean, color=colour, label=f"{label} ({len(tables)})")
             axes.fill_between(speeds, mean - sd, mean + sd, color=colour, alpha=0.12, linewidth=0)
             axes.set_title(rule)
     figure.supxlabel("counted speed-up", fontsize=9)
-    task = read_config(args.runs[0])["task"]
-    figure.supylabel(f"{task}, dev {glue.TASKS[task].metrics[0]}, mean ± sd (seeds)", fontsize=9)
+    task, metric = read_config(args.runs[0])["task"], metric_of(args.runs[0])
+    figure.supylabel(f"{task}, dev {metric}, mean ± sd (seeds)", fontsize=9)
     legend(figure, panels[0, 0], "upper")
     return figure
 
 
+def tradeoff_of(folder):
+    """The rows of a run's tradeoff.csv.  Raises InputError."""
+    path = folder / "tradeoff.csv"
+    if not path.is_file():
+        raise InputError(f"{path} is missing; python exits.py {folder} writes it for a run of "
+                         "several exits")
+    return read_tradeoff(path)
+
+
+def score_at(rows, rule, speed):
+    row = at_speedup(rows, rule, speed)
+    return row["score"] if row else math.nan
+
+
+def metric_of(folder):
+    try:
+        return read_json(Path(folder) / "result.json")["metric"]
+    except (OSError, KeyError, ValueError) as error:
+        problem = type(error).__name__
+        raise InputError(f"{folder} has no whole result.json ({problem})") from None
+
+
+# ------------------------------------------------------------- samples, label embeddings
+
+
 def space(args):
-    """Dev representations of one exit with the label embeddings among them, before and after training.
+    """Dev samples of one exit with the label embeddings among them, before and after training.
 
     Each panel is a PCA of its own, so that distances compare within a panel, not between two.
     """
     before, after = {}, []
     for folder in args.runs:
-        config, result, _, _ = load_run(folder)
+        finished = load_run(folder)
+        config = finished.config
         if args.exit not in config["exit_layers"]:
             raise InputError(f"{folder} has no exit {args.exit}, only {config['exit_layers']}")
-        splits = glue.load_task(config["task"], config["data"], config["limit_train"], config["holdout"])
-        dev = splits[next(iter(result["dev"]))]
-        dev = dev.select(range(len(dev))[:1000])                            # QQP's 40,000 dots would be a blot
+        run = models.load_run(folder)
+        if finished.labels is None:
+            raise InputError(f"{folder} has no dev_logits.safetensors; train it again")
+        dev = dev_split(folder, config, finished.result, finished.labels)
+        dev = dev.select(range(len(dev))[:1000])  # QQP's 40,000 dots would be a blot
+
+        # Runs of one seed start from one model.
         start = str([config[name] for name in ("task", "model", "pooling", "exit_layers", "seed")])
-        if start not in before:                                             # runs of one seed start from one model
-            before[start] = (f"before training, seed {config['seed']}", config, dev, *untrained(config))
-        after.append((f"{config['method']}, seed {config['seed']}", config, dev, *load_model(folder, config)))
+        if start not in before:
+            title = f"before training, seed {config['seed']}"
+            before[start] = (title, config, dev, *untrained(config))
+        title = f"{config['method']}, seed {config['seed']}"
+        after.append((title, config, dev, run.model, run.tokenizer))
+
     panels = [*before.values(), *after]
-    figure, all_axes = plt.subplots(1, len(panels), figsize=(2.7 * len(panels), 3.4), squeeze=False)
+    K = after[0][1]["num_labels"]
+    entries_deep = 0.18 * (min(K, NAMED_CLASSES) // 3)
+    size = (max(2.7 * len(panels), 4), 3.4 + entries_deep)
+    figure, all_axes = plt.subplots(1, len(panels), figsize=size, squeeze=False)
     for axes, panel in zip(all_axes.flat, panels):
         draw_space(axes, args.exit, *panel)
+    if K > NAMED_CLASSES:
+        colour_bar(figure, all_axes, K)
     legend(figure, axes, "lower")
     return figure
 
 
 def untrained(config):
-    """The model and tokenizer as train.run has them before step 1: the seed decides what is new in the model."""
+    """The model and tokenizer as train.py has them before step 1: the seed decides what is new
+    in the model."""
     torch.manual_seed(config["seed"])
-    encoder, tokenizer = exits.demo_encoder() if config["task"] == "demo" else exits.load_encoder(config["model"])
-    return exits.MultiExitBert(encoder, config["num_labels"], config["exit_layers"], config["pooling"]), tokenizer
+    if config["task"] == "demo":
+        encoder, tokenizer = demo.demo_encoder()
+    else:
+        encoder, tokenizer = models.load_encoder(config["model"])
+    model = exits.MultiExitBert(
+        encoder, config["num_labels"], config["exit_layers"], config["pooling"]
+    )
+    return model, tokenizer
 
 
 def draw_space(axes, layer, title, config, dev, model, tokenizer):
-    dev, labels = glue.tokenize(dev, tokenizer, config["max_length"]), torch.tensor(dev["label"][:])           # .., (R,)
+    """One panel: samples as dots, label embeddings as stars, each class in its colour."""
+    labels = torch.tensor(dev["label"][:])  # (R,)
+    dev = glue.tokenize(dev, tokenizer, config["max_length"])
     index = config["exit_layers"].index(layer)
-    h = exits.all_exits(model, dev, tokenizer, torch.device("cpu"), len(dev))[0][index]                                   # (R, d)
-    rows = model.classifiers[index].weight.detach()                                                  # (K, d)
-    dots, stars, share = plane(h, rows)
-    for k, (colour, marker) in enumerate(CLASSES[:len(rows)]):
-        axes.scatter(*dots[labels == k].T, s=7, color=colour, marker=marker, alpha=0.4, linewidths=0)
-    for k, (colour, _) in enumerate(CLASSES[:len(rows)]):
-        name = f"{glue.TASKS[config['task']].labels[k]} (star: its label embedding)"
-        axes.scatter(*stars[k], s=220, color=colour, marker="*", edgecolors="black", label=name)
-    cosine = acl.geometry(h, labels, rows)["label_cosine"]
+    h, _ = exits.all_exits(model, dev, tokenizer, torch.device("cpu"), keep_h=len(dev))
+    h = h[index]  # (R, d)
+    label_embeddings = model.classifiers[index].weight.detach()  # (K, d)
+    K = len(label_embeddings)
+    colours = many_colours(K, CLASS_COLOURS)
+
+    dots, stars, share = plane(h, label_embeddings)
+    for k in range(K):
+        marker = CLASS_MARKERS[k % len(CLASS_MARKERS)]
+        x, y = dots[labels == k].T
+        axes.scatter(x, y, s=7, color=colours[k], marker=marker, alpha=0.4, linewidths=0)
+    names, _ = task_of(config)
+    for k in range(K):
+        name = f"{names[k]} (star: its label embedding)"
+        if K > NAMED_CLASSES:
+            name = "star: a label embedding" if k == 0 else None
+        size = 220 if K <= NAMED_CLASSES else 80
+        axes.scatter(*stars[k], s=size, color=[colours[k]], marker="*", edgecolors="black",
+                     label=name)
+    cosine = geometry(h, labels, label_embeddings)["label_cosine"]
     axes.set_title(f"{title}\nlabel cosine {cosine:.2f}, plane holds {100 * share:.0f} %")
     axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
     axes.spines[["top", "right"]].set_visible(True)
 
 
-def plane(h, rows):
-    """PCA in the plane of samples h (R, d) and label embeddings rows (K, d) together, each at length 1.
+def colour_bar(figure, all_axes, K):
+    """Which colour is which class, where they are too many for a legend."""
+    scale = plt.cm.ScalarMappable(plt.Normalize(0, K - 1), plt.cm.turbo)
+    figure.colorbar(scale, ax=all_axes, label="class, by its place in config.json's labels")
 
-    Returns both in the plane, (R, 2) and (K, 2), and the share of the variance it holds.  PCA leaves an axis's sign
-    open: here the last label embedding lies right of and above the first, so that panels look alike.
+
+def plane(h, label_embeddings):
+    """PCA of samples h (R, d) and label embeddings (K, d) together, each at length 1.
+
+    Returns both in the plane, (R, 2) and (K, 2), and the share of the variance it holds.  PCA
+    leaves an axis's sign open: here the last label embedding lies right of and above the first,
+    so that panels look alike.
     """
-    items = F.normalize(torch.cat([h, rows]).double(), dim=-1)                                       # (R + K, d)
-    items = items - items.mean(dim=0)
-    _, scale, axes = torch.linalg.svd(items, full_matrices=False)
-    flat = items @ axes[:2].T                                                                        # (R + K, 2)
-    flat = flat * torch.where(flat[-1] < flat[len(h)], -1.0, 1.0)
-    return flat[:len(h)], flat[len(h):], (scale[:2].square().sum() / scale.square().sum()).item()
+    z = F.normalize(torch.cat([h, label_embeddings]).double(), dim=-1)  # (R + K, d)
+    z = z - z.mean(dim=0)
+    _, scale, axes = torch.linalg.svd(z, full_matrices=False)
+    flat = z @ axes[:2].T  # (R + K, 2)
+    first, last = flat[len(h)], flat[-1]
+    flat = flat * torch.where(last < first, -1.0, 1.0)
+    variance = scale.square()
+    return flat[:len(h)], flat[len(h):], (variance[:2].sum() / variance.sum()).item()
+
+
+# ----------------------------------------------------------------------------- the command
+
+
+def draw(args):
+    """Draw and save one picture; prints where it is."""
+    path = args.output
+    if path is None:
+        task = read_config(args.runs[0])["task"]
+        path = Path(f"{args.command}_{task}.png")  # PNG: smaller than SVG here
+        if path.exists():
+            raise InputError(f"{path} exists; --output {path} writes over it")
+    kinds = plt.figure().canvas.get_supported_filetypes()
+    if path.suffix[1:] not in kinds:
+        raise InputError(f"--output {path}: a picture's name ends in .png or .svg")
+    figure = args.draw(args)
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    # Neither date nor version in the file, so that redrawing changes nothing.
+    metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
+    figure.savefig(path, dpi=110, metadata=metadata if path.suffix in (".svg", ".png") else None)
+    plt.close("all")
+    print(path)
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(prog="figures.py", description="Pictures of finished runs.")
-    commands = p.add_subparsers(dest="command", required=True)
-    for draw in (angles, groups, tradeoff, space):
-        command = commands.add_parser(draw.__name__, help=draw.__doc__.splitlines()[0])
-        command.add_argument("runs", nargs=1 if draw is groups else "+", metavar="RUN", help="a run's folder")
-        command.add_argument("--output", type=Path, help=f".png or .svg (results/figures/{draw.__name__}_TASK.png)")
-        command.set_defaults(draw=draw)
+    p = Parser("results/figures.py", description="Pictures of finished runs.")
+    commands = p.add_subparsers(dest="command", required=True, parser_class=Parser)
+    for function in (angles, groups, tradeoff, space):
+        name = function.__name__
+        summary = function.__doc__.splitlines()[0].replace("%", "%%")
+        command = commands.add_parser(name, prog=p.prog, help=summary)
+        count = 1 if function is groups else "+"
+        command.add_argument("runs", nargs=count, metavar="RUN", help="a run's folder")
+        command.add_argument("--output", type=Path, metavar="FILE",
+                             help=f".png or .svg ({name}_TASK.png here)")
+        command.set_defaults(draw=function)
     commands.choices["tradeoff"].add_argument("--rule", choices=RULES, help="only this one (all)")
-    commands.choices["space"].add_argument("--exit", type=int, required=True, help="layer number of the exit")
-    for parser in (p, *commands.choices.values()):
-        parser.error = lambda message: p.exit(2, f"figures.py: {message}; see python results/figures.py --help\n")
+    commands.choices["space"].add_argument("--exit", type=int, required=True,
+                                           help="layer number of the exit")
     args = p.parse_args(argv)
-    try:
-        name = f"{args.command}_{read_config(args.runs[0])['task']}.png"       # smaller than SVG here
-        path = args.output or ROOT / "results" / "figures" / name
-        figure = args.draw(args)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Neither date nor version in the file, so that redrawing changes nothing.
-        metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
-        figure.savefig(path, dpi=110, metadata=metadata)
-        print(path)
-        return 0
-    except (InputError, OSError) as error:
-        print(f"figures.py: {error}", file=sys.stderr)
-        return 2
+    return run_command("results/figures.py", lambda: draw(args))
 
 
 if __name__ == "__main__":
