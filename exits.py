@@ -65,14 +65,15 @@ class MultiExitBert(nn.Module):
             kind = config.model_type
             raise InputError(f"a {kind} encoder has no pooler of [CLS]: use --pooling mean")
 
-        # As BERT starts every linear layer.
+        # As BERT starts every linear layer.  All are made before the first is filled: another
+        # order draws other numbers, and the runs in results/ would not repeat.
         self.dropout = nn.Dropout(dropout_of(config))
         self.classifiers = nn.ModuleList()
         for _ in self.exits:
-            classifier = nn.Linear(config.hidden_size, num_labels)
+            self.classifiers.append(nn.Linear(config.hidden_size, num_labels))
+        for classifier in self.classifiers:
             nn.init.normal_(classifier.weight, std=0.02)
             nn.init.zeros_(classifier.bias)
-            self.classifiers.append(classifier)
 
     def forward(self, batch):
         """{input_ids, attention_mask, token_type_ids} (N, L) -> h (M, N, d), logits (M, N, K)."""
