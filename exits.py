@@ -21,7 +21,6 @@ Architecture: second-hand (PCEE-BERT's code by one of the paper's authors).
 import contextlib
 import inspect
 import sys
-from typing import NamedTuple
 
 # As a command this file is a door to the report, which answers --help before it waits for torch.
 if __name__ == "__main__":
@@ -400,63 +399,3 @@ def all_exits(model, split, tokenizer, device, keep_h=0, batch_size=64):
             is_kept = numbers < keep_h
             kept[:, numbers[is_kept]] = h.float().cpu()[:, is_kept]
     return kept, logits
-
-
-class Prediction(NamedTuple):
-    """What an exit said of one text."""
-
-    label: str
-    confidence: float  # max p, 0 to 1
-    exit_layer: int  # from 1
-
-
-def predict(run, texts, rule=None, batch_size=32):
-    """Classify texts with early exit, or without a rule by the full model.
-
-    run: from tools.models.load_run.  texts: R strings, or where the run was trained on two text
-    columns R pairs of strings.  rule: as in `early_exit`.  Returns R Predictions in the order of
-    the texts.  Raises ValueError for texts of another form; with a rule InputError for an encoder
-    that `early_exit` cannot walk.
-    """
-    columns = text_columns(texts, run.config["text_columns"])
-    device = next(run.model.parameters()).device
-    predictions = []
-    for start in range(0, len(texts), batch_size):
-        batch = run.tokenizer(
-            *[column[start:start + batch_size] for column in columns],
-            padding=True,
-            truncation=True,
-            max_length=run.config["max_length"],
-            return_tensors="pt",
-        ).to(device)
-        if rule is None:
-            logits, exit_layers = full_model(run.model, batch)
-        else:
-            logits, exit_layers = early_exit(run.model, batch, rule)
-
-        p = logits.float().softmax(dim=-1)  # (N, K)
-        confidences, classes = p.max(dim=-1)
-        rows = zip(classes.tolist(), confidences.tolist(), exit_layers.tolist())
-        for k, confidence, exit_layer in rows:
-            predictions.append(Prediction(run.labels[k], confidence, exit_layer))
-    return predictions
-
-
-def text_columns(texts, names):
-    """R strings or pairs -> one list of R strings for each of the columns called `names`."""
-    if isinstance(texts, str):
-        raise ValueError(f"texts must be a list, not the one string {texts!r:.60}")
-    samples = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-    for sample in samples:
-        if len(sample) != len(names) or not all(isinstance(text, str) for text in sample):
-            wanted = " and ".join(names)
-            raise ValueError(f"each text must have {wanted}, {len(names)} in all; not {sample!r:.60}")
-    return [[sample[i] for sample in samples] for i in range(len(names))]
-
-
-@torch.no_grad()
-def full_model(model, batch):
-    """The deepest exit's logits (N, K), and its layer for each sample (N,).  Any encoder."""
-    with evaluating(model):
-        _, logits = model(batch)
-    return logits[-1], torch.full((logits.shape[1],), model.exits[-1])

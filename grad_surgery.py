@@ -3,7 +3,9 @@
     g = g_CE + lambda * 1[ <g_CE, g_ACL> >= 0 ] * g_ACL           once per mini-batch
 
 `acl_grad` is that rule, and copied alone it needs nothing but torch.  g_ACL is the gradient of
-the second loss, whichever contrastive loss that is.
+the second loss, whichever contrastive loss that is.  Our reading: the inner product is taken over
+the parameters that both losses reach, a tie at 0 is no conflict, and an inner product that is not
+finite is one.
 
     python grad_surgery.py runs/rte_acl-grad_1            # the angles in a finished run
 """
@@ -18,23 +20,16 @@ def acl_grad(ce_loss, acl_loss, parameters, weight):
 
         g = g_CE + lambda * 1[ <g_CE, g_ACL> >= 0 ] * g_ACL                    [abstract]
 
-    ce_loss, acl_loss: scalars from ONE forward; two forwards have two sets of dropout masks,
-    whose gradients cannot be compared.  Their graph is freed.  parameters: an iterable of leaf
-    tensors, the classifier's too (what is not among them gets no gradient).  weight: lambda >= 0.
-    Returns the cosine between both gradients, NaN where that is not finite, 0 where one is zero.
-    Raises ValueError.
+    ce_loss, acl_loss: scalars from ONE forward (two have two sets of dropout masks, whose
+    gradients cannot be compared); their graph is freed.  parameters: leaf tensors, the
+    classifier's too.  weight: lambda >= 0.  `.grad` is replaced, not added to.  Returns the cosine
+    between both gradients, NaN where it is not finite, 0 where one is zero.  Raises ValueError.
 
-    - Caveat: checkpoint(.., use_reentrant=True) hides the parameters inside it from gradients
-      that are taken for chosen tensors, as here, and torch says nothing: they look like unused
-      ones and get None.  Use use_reentrant=False, as transformers does.
-    - `.grad` is replaced, not added to.  To accumulate, sum the losses before.
-    - Our reading: the inner product is taken over the parameters that both losses reach, a tie
-      at 0 is no conflict, and an inner product that is not finite is one.
-
-    Example: g_CE = (1, 0) and g_ACL = (-1, 1) stand at 135 degrees, so g_ACL is dropped.
+    Caveat: torch's checkpoint(.., use_reentrant=True) hides the parameters inside it, in silence:
+    they look unused and get None.  Use use_reentrant=False, as transformers does.
 
     >>> w = torch.zeros(2, requires_grad=True)
-    >>> cosine = acl_grad(w[0], w[1] - w[0], [w], weight=1.0)
+    >>> cosine = acl_grad(w[0], w[1] - w[0], [w], weight=1.0)  # (1, 0), (-1, 1): 135 degrees
     >>> round(cosine, 2), w.grad
     (-0.71, tensor([1., 0.]))
     """

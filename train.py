@@ -19,10 +19,10 @@ The score reported is the last epoch's: nothing is picked on dev.
 
 import contextlib
 import math
-import statistics
 import sys
 
-from tools.command_line import InputError, Parser, quiet_libraries, run_command
+from tools.command_line import Parser, quiet_libraries, run_command
+from tools.options import check_options
 
 # -------------------------------------------------------------------------------- options
 
@@ -103,33 +103,6 @@ def fill_defaults(args):
         args.head_lr = args.lr if args.task == "demo" else 20 * args.lr
 
 
-def check_options(args, p):
-    """One line and status 2 for values that make no sense."""
-    positive = ("epochs", "batch_size", "lr", "head_lr", "temperature", "max_steps")
-    for name in (*positive, "limit_train", "holdout", "save_steps"):
-        value = getattr(args, name)
-        if value is not None and not 0 < value < math.inf:
-            p.error(f"--{name.replace('_', '-')} must be a number above 0, not {value}")
-    if not 0 <= args.weight < math.inf:
-        p.error(f"--weight must be 0 or more, not {args.weight}")
-    if args.method == "scl" and args.weight > 1:
-        p.error(f"--weight must be 0 to 1 for scl, which mixes, not {args.weight}")
-    if args.max_length < 8:
-        p.error(f"--max-length must be 8 or more, not {args.max_length}")
-    if args.method == "ce" and args.conflict != "none":
-        p.error("--conflict needs a second loss: choose another method than ce")
-    if args.conflict_at == "features" and args.method == "kd":
-        p.error("--conflict-at features needs a contrastive loss, which kd has not")
-    if args.conflict_at == "features" and args.conflict in ("none", "project"):
-        p.error("--conflict-at features needs --conflict observe, discard or weigh")
-    if args.predict and args.holdout:
-        p.error("--predict needs the test split, which --holdout leaves out")
-    if len(set(args.seeds)) < len(args.seeds):
-        p.error("--seeds must be different numbers")
-    if min(args.seeds) < 0 or max(args.seeds) >= 2**31:
-        p.error("--seeds must be numbers from 0 to 2147483647")
-
-
 # The options come before these imports, so that --help and a wrong option need not wait for them.
 if __name__ == "__main__":
     ARGS = parse_args()
@@ -143,7 +116,7 @@ import acl
 import exits
 import glue
 import grad_surgery
-from tools import angles, demo, machine, models, processes, runs, submission
+from tools import angles, closing, machine, models, processes, runs, submission
 from tools.geometry import geometry
 from tools.progress import Progress, waiting
 
@@ -301,7 +274,7 @@ def train_one(args, seed, task, splits, model, tokenizer, device, run):
         dev, rows = evaluate(model, task, splits, tokenizer, device)
         run.log_exits([{"epoch": epoch, **row} for row in rows])
         run.save(model, optimizer, schedule, step)
-        show_epoch(args, epoch, task.metrics[0], rows, model.exits)
+        processes.say(closing.epoch_line(epoch, args.epochs, task.metrics[0], rows))
 
     if dev is None:  # killed between the last epoch and the end
         dev, _ = evaluate(model, task, splits, tokenizer, device)
@@ -360,14 +333,6 @@ def evaluate(model, task, splits, tokenizer, device):
     return tensors, rows
 
 
-def show_epoch(args, epoch, metric, rows, exit_layers):
-    """A line a reader follows the training by: the score at each exit, of the first dev split."""
-    scores = [row[metric] for row in rows[:len(exit_layers)]]
-    by_exit = " ".join(f"{score:.1f}" for score in scores)
-    mean = f"  mean {statistics.mean(scores):.1f}" if len(scores) > 1 else ""
-    processes.say(f"epoch {epoch}/{args.epochs}  dev {metric} by exit: {by_exit}{mean}")
-
-
 # --------------------------------------------------------------------------- all the runs
 
 
@@ -391,16 +356,7 @@ def train_all(args):
             runs.add_submission(args, folder, task, splits, device)
             continue
 
-        # What is new in the model starts from the seed.
-        torch.manual_seed(seed)
-        with waiting(f"loading the model {args.model}"):
-            if args.task == "demo":
-                encoder, tokenizer = demo.demo_encoder()
-            else:
-                encoder, tokenizer = models.load_encoder(args.model)
-        model = exits.MultiExitBert(encoder, len(task.labels), args.exits, args.pooling)
-        check_model(args, model)
-        model = model.to(device)
+        model, tokenizer = models.build_model(args, seed, len(task.labels), device)
 
         # All splits at once; they serve every seed.
         if tokenised is None:
@@ -414,15 +370,6 @@ def train_all(args):
         with contextlib.closing(runs.Run(folder, config)) as run:
             train_one(args, seed, task, tokenised, model, tokenizer, device, run)
     runs.show_finished(planned)
-
-
-def check_model(args, model):
-    """InputError where the options do not fit the model."""
-    if args.method in ("acl-cl", "kd") and len(model.exits) == 1:
-        raise InputError(f"--method {args.method} needs students: more than one exit")
-    if args.max_length > model.max_length:
-        raise InputError(f"--max-length {args.max_length}: this model has {model.max_length} "
-                         "positions")
 
 
 def main(args):

@@ -1,8 +1,8 @@
-"""Encoders and trained models from disk: `load_encoder`, and a run's `model/` folder.
+"""Models: new ones for a run, encoders and trained ones from disk.
 
     run = load_run("runs/demo_acl-cl_1")
     rule = functools.partial(exits.entropy, threshold=0.3)
-    label, confidence, exit_layer = exits.predict(run, [("anna left", "boris left")], rule)[0]
+    label, confidence, exit_layer = predict(run, [("anna left", "boris left")], rule)[0]
 
 `model/` is the encoder and its tokenizer as the library saves them, so that AutoModel and
 `--model runs/mnli_ce_1/model` take it, too; the classifiers lie beside it, in
@@ -19,9 +19,11 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 import exits
+from tools import demo
 from tools.command_line import InputError, is_out_of_memory, reason
 from tools.files import apply_umask, errors_that_name, save_whole
 from tools.hub import check_path_or_hub_id, offline_unless_the_hub_answers
+from tools.progress import waiting
 
 
 class LoadedRun(NamedTuple):
@@ -31,6 +33,26 @@ class LoadedRun(NamedTuple):
     tokenizer: object
     config: dict
     labels: list
+
+
+def build_model(args, seed, num_labels, device):
+    """The untrained model of a run, on its device, and its tokenizer.  args: train.py's options.
+    Raises InputError where the options do not fit the model."""
+    # What is new in the model starts from the seed.
+    torch.manual_seed(seed)
+    if args.task == "demo":
+        encoder, tokenizer = demo.demo_encoder()
+    else:
+        with waiting(f"loading the model {args.model}"):
+            encoder, tokenizer = load_encoder(args.model)
+    model = exits.MultiExitBert(encoder, num_labels, args.exits, args.pooling)
+
+    if args.method in ("acl-cl", "kd") and len(model.exits) == 1:
+        raise InputError(f"--method {args.method} needs students: more than one exit")
+    if args.max_length > model.max_length:
+        raise InputError(f"--max-length {args.max_length}: this model has {model.max_length} "
+                         "positions")
+    return model.to(device), tokenizer
 
 
 def load_encoder(name):
@@ -120,3 +142,66 @@ def check_files(folder):
         if not file.is_file():
             raise InputError(f"{folder} does not hold its model ({file} is missing); train it "
                              "again with another --output to get one")
+
+
+# ----------------------------------------------------------------------------- prediction
+
+
+class Prediction(NamedTuple):
+    """What an exit said of one text."""
+
+    label: str
+    confidence: float  # max p, 0 to 1
+    exit_layer: int  # from 1
+
+
+def predict(run, texts, rule=None, batch_size=32):
+    """Classify texts with early exit, or without a rule by the full model.
+
+    run: from `load_run`.  texts: R strings, or where the run was trained on two text
+    columns R pairs of strings.  rule: as in `exits.early_exit`.  Returns R Predictions in the order of
+    the texts.  Raises ValueError for texts of another form; with a rule InputError for an encoder
+    that exits.early_exit cannot walk.
+    """
+    columns = text_columns(texts, run.config["text_columns"])
+    device = next(run.model.parameters()).device
+    predictions = []
+    for start in range(0, len(texts), batch_size):
+        batch = run.tokenizer(
+            *[column[start:start + batch_size] for column in columns],
+            padding=True,
+            truncation=True,
+            max_length=run.config["max_length"],
+            return_tensors="pt",
+        ).to(device)
+        if rule is None:
+            logits, exit_layers = full_model(run.model, batch)
+        else:
+            logits, exit_layers = exits.early_exit(run.model, batch, rule)
+
+        p = logits.float().softmax(dim=-1)  # (N, K)
+        confidences, classes = p.max(dim=-1)
+        rows = zip(classes.tolist(), confidences.tolist(), exit_layers.tolist())
+        for k, confidence, exit_layer in rows:
+            predictions.append(Prediction(run.labels[k], confidence, exit_layer))
+    return predictions
+
+
+def text_columns(texts, names):
+    """R strings or pairs -> one list of R strings for each of the columns called `names`."""
+    if isinstance(texts, str):
+        raise ValueError(f"texts must be a list, not the one string {texts!r:.60}")
+    samples = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+    for sample in samples:
+        if len(sample) != len(names) or not all(isinstance(text, str) for text in sample):
+            wanted = " and ".join(names)
+            raise ValueError(f"each text must have {wanted}, {len(names)} in all; not {sample!r:.60}")
+    return [[sample[i] for sample in samples] for i in range(len(names))]
+
+
+@torch.no_grad()
+def full_model(model, batch):
+    """The deepest exit's logits (N, K), and its layer for each sample (N,).  Any encoder."""
+    with exits.evaluating(model):
+        _, logits = model(batch)
+    return logits[-1], torch.full((logits.shape[1],), model.exits[-1])

@@ -4,7 +4,7 @@
     python exits.py runs/rte_acl-cl_1 --predict - --rule patience --patience 2
 
 FILE has the text columns that the run was trained on; a .txt has a sample a line, two texts
-separated by a tab.  Without a rule the full model answers.  From Python: exits.predict.
+separated by a tab.  Without a rule the full model answers.  From Python: tools.models.predict.
 """
 
 import sys
@@ -18,7 +18,7 @@ from tools import data_files, machine
 from tools.command_line import InputError
 from tools.exits_report import Shown, choose, setting_text, with_texts
 from tools.files import write_table
-from tools.models import load_run
+from tools.models import load_run, predict
 from tools.progress import Progress, waiting
 from tools.tradeoff import make_rule
 
@@ -173,7 +173,7 @@ def classify_file(loaded, rule, samples, batch_size, output):
 def answer(loaded, rule, samples):
     """Predictions of some samples, at once, and the milliseconds it took, tokens and all."""
     start = time.perf_counter()
-    predictions = exits.predict(loaded, samples, rule, batch_size=len(samples))
+    predictions = predict(loaded, samples, rule, batch_size=len(samples))
     return predictions, 1000 * (time.perf_counter() - start)
 
 

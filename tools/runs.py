@@ -26,6 +26,7 @@ import transformers
 
 import glue
 from tools import machine, processes, submission
+from tools.closing import closing_lines
 from tools.command_line import InputError, is_out_of_memory
 from tools.files import (
     errors_that_name,
@@ -431,6 +432,10 @@ def show_finished(planned):
         scores.append(score)
         was = ", finished before" if state == "finished" else ""
         print(f"{folder}: {metric} {scores[-1]:.2f}, {seconds:.0f} s of training{was}")
+    _, folder, state = planned[-1]
+    if state != "finished":
+        result, config = read_json(folder / "result.json"), read_json(folder / "config.json")
+        print("\n".join(closing_lines(folder, result, config)))
     if len(scores) > 1:
         mean, sd = statistics.mean(scores), statistics.stdev(scores)
         print(f"{metric} {mean:.2f}, sd {sd:.2f} ({len(scores)} seeds)")

@@ -1,4 +1,4 @@
-"""`python exits.py RUN --predict ..` and exits.predict, on a run of each kind."""
+"""`python exits.py RUN --predict ..` and models.predict, on a run of each kind."""
 
 import csv
 import functools
@@ -91,7 +91,7 @@ def expected_answers(run, rule):
     return answers
 
 
-# ------------------------------------------------------------------------------ exits.predict
+# ------------------------------------------------------------------------------ models.predict
 
 
 @pytest.mark.parametrize("rule", [
@@ -107,7 +107,7 @@ def test_predict_equals_the_stored_logits(kind, rule, batch_size):
     if len(loaded.config["text_columns"]) == 1:
         samples = [text for (text,) in samples]
     loaded.model.train()  # the caller's mode is the caller's
-    predictions = exits.predict(loaded, samples, rule, batch_size)
+    predictions = models.predict(loaded, samples, rule, batch_size)
     assert loaded.model.training
     for prediction, expected in zip(predictions, expected_answers(run, rule), strict=True):
         label, confidence, exit_layer = expected
@@ -124,9 +124,9 @@ def test_samples_that_leave_are_not_computed(one_text):
         layer.register_forward_hook(lambda module, inputs, output: computed.append(len(inputs[0])))
     rule = functools.partial(exits.entropy, threshold=0.6)
     samples = [text for (text,) in dev_samples(data)]
-    exits.predict(loaded, samples[:1], rule)  # early_exit looks at the layers once
+    models.predict(loaded, samples[:1], rule)  # early_exit looks at the layers once
     computed.clear()
-    predictions = exits.predict(loaded, samples, rule, batch_size=100)
+    predictions = models.predict(loaded, samples, rule, batch_size=100)
     layers = [prediction.exit_layer for prediction in predictions]
     assert computed == [sum(layer >= m for layer in layers) for m in (1, 2, 3)]
     assert computed[0] > computed[1] > computed[2] > 0
@@ -142,8 +142,8 @@ def test_samples_that_leave_are_not_computed(one_text):
 def test_predict_refuses_other_texts(two_texts, samples, word):
     loaded = models.load_run(two_texts[0])
     with pytest.raises(ValueError, match=word):
-        exits.predict(loaded, samples)
-    assert exits.predict(loaded, []) == []
+        models.predict(loaded, samples)
+    assert models.predict(loaded, []) == []
 
 
 # ------------------------------------------------------------------------------ a file
@@ -221,7 +221,7 @@ def test_every_kind_of_file(suffix, two_texts, tmp_path, capsys):
     predict(run, path, "--output", tmp_path / "out.csv", capsys=capsys)
     answers = read_answers(tmp_path / "out.csv", ",")
     assert [(answer["question"], answer["sentence"]) for answer in answers] == samples
-    predictions = exits.predict(models.load_run(run), samples)
+    predictions = models.predict(models.load_run(run), samples)
     assert [answer["prediction"] for answer in answers] == [p.label for p in predictions]
 
 
@@ -289,7 +289,7 @@ def test_lines_are_answered_at_once(two_texts, capsys, monkeypatch):
     argv = [str(run), "--predict", "-", "--rule", "entropy", "--threshold", "0.6"]
     assert exits_command.main(argv) == 0
     assert Typed.lines == ["never\tread\n"]
-    expected = exits.predict(
+    expected = models.predict(
         models.load_run(run), [("a", "b"), ("anna", "boris")],
         functools.partial(exits.entropy, threshold=0.6),
     )
