@@ -67,8 +67,8 @@ def starts_of(tree, lines):
         first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
         starts[first] = (name, ast.get_docstring(node) if own else "")
     for node, following in pairwise(tree.body):
-        if isinstance(node, DEFINITIONS):
-            starts.setdefault(following.lineno, ("", ""))
+        if isinstance(node, DEFINITIONS) and not isinstance(following, DEFINITIONS):
+            starts[following.lineno] = ("", "")
     return starts, inside
 
 

@@ -203,6 +203,9 @@ OTHER = 1
 
 
 def short(): """Beside code."""
+@cache
+def bare():
+    pass
 '''
 
 
@@ -226,6 +229,7 @@ def test_rows_of_a_small_file():
         ("", "", "A step.", "x = TWO * x//return x"),
         ("", "", "", "OTHER = 1"),
         ("", "short", "", 'def short(): """Beside code."""'),
+        ("", "bare", "", "@cache/def bare():/pass"),
     ]
 
 
