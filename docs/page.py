@@ -37,36 +37,45 @@ FORMATTER = HtmlFormatter(nowrap=True)
 
 # The table of contents: an idea, what it is, its functions.
 IDEAS = [
-    ("The losses", "One formula, other keys.", "contrastive_loss scl_loss kd_loss"),
-    ("ACL-Embed", "Label embeddings are samples too.", "acl_embed_loss with_label_embeddings"),
+    ("The losses", "One kernel, other anchors and keys.", "contrastive_loss scl_loss kd_loss"),
+    ("ACL-Embed", "Label embeddings are samples, too.", "acl_embed_loss"),
     ("ACL-CL", "The deepest exit guides the others.", "acl_cl_loss"),
-    ("The gate", "A gradient in conflict is dropped.", "acl_grad acl_grad_features"),
+    ("The gate", "A gradient in conflict is dropped.", "acl_grad apply_rule acl_grad_features"),
     ("The exits", "A classifier at chosen layers.", "MultiExitBert MultiExitBert.forward"),
-    ("Early exit", "Easy inputs leave first.", "early_exit entropy confidence patience pcee"),
-    ("One training step", "From batch to gradient.", "compute_losses fill_gradients train_one"),
-    ("The data", "Tasks, batches, metrics.", "load_task bucketed_batches score demo_rows"),
+    ("Early exit", "Easy samples leave first.", "early_exit entropy confidence patience pcee"),
+    ("One training step", "From a batch to its gradient.", "losses second_loss training_step"),
+    ("The data", "Tasks, batches, metrics.", "load_task bucketed_batches demo_rows score"),
 ]
 
-# Function -> its equation in LaTeX.  Two lines: \begin{split} .. &= .. \\ &= .. \end{split}
+# Function -> its equation in LaTeX.  Lines: \begin{split} .. &= .. \\ .. &= .. \end{split}
 EQUATIONS = {
     "contrastive_loss": r"""
-        \mathcal{L} = \frac{1}{|A|} \sum_{a \in A} \frac{-1}{|P(a)|} \sum_{p \in P(a)}
-        \log \, \frac{\exp(z_a \cdot z_p / \tau)}{\sum_{b \neq a} \exp(z_a \cdot z_b / \tau)}""",
+        \begin{split}
+        \mathcal{L} &= \underset{a : P(a) \neq \emptyset}{\text{mean}} \; \frac{-1}{|P(a)|}
+        \sum_{p \in P(a)} \log \, p(p \mid a) \\
+        p(b \mid a) &= \frac{\exp(z_a \cdot z_b / \tau)}{\sum_c \exp(z_a \cdot z_c / \tau)}
+        \qquad z = \frac{x}{\lVert x \rVert}
+        \end{split}""",
     "scl_loss": r"""
-        \mathcal{L}_{\text{SCL}} = \frac{1}{N} \sum_{i=1}^{N} \frac{-1}{|P(i)|} \sum_{p \in P(i)}
-        \log \, \frac{\exp(z_i \cdot z_p / \tau)}{\sum_{b \neq i} \exp(z_i \cdot z_b / \tau)}""",
+        \begin{split}
+        \mathcal{L}_{\text{SCL}} &= \underset{i : P(i) \neq \emptyset}{\text{mean}} \; \frac{-1}{|P(i)|}
+        \sum_{p \in P(i)} \log \, p(p \mid i) \\
+        p(b \mid i) &= \frac{\exp(z_i \cdot z_b / \tau)}
+        {\sum_{c \neq i} \exp(z_i \cdot z_c / \tau)}
+        \end{split}""",
     "acl_embed_loss": r"""
         \begin{split}
-        \mathcal{L}_{\text{ACL}} &= \mathcal{L}_{\text{SCL}}(x, y) \\
-        x &= (h_1, \dots, h_N, \; l_1, \dots, l_K) \\
-        y &= (y_1, \dots, y_N, \; 1, \dots, K)
+        \mathcal{L}_{\text{ACL-Embed}} &= \mathcal{L}_{\text{SCL}}(\text{items}, \text{labels}) \\
+        \text{items} &= \{ h_1, \dots, h_N, \; l_1, \dots, l_K \} \\
+        \text{labels} &= \{ y_1, \dots, y_N, \; 1, \dots, K \}
         \end{split}""",
     "acl_cl_loss": r"""
         \begin{split}
-        \mathcal{L}^m_{\text{ACL-CL}} &= \frac{1}{N} \sum_{i=1}^{N} \frac{-1}{|P(i)|}
-        \sum_{t \in P(i)}
-        \log \, \frac{\exp(z^m_i \cdot t / \tau)}{\sum_{b \in T} \exp(z^m_i \cdot b / \tau)} \\
-        T &= \text{sg} \{ z^M_1, \dots, z^M_N, \; l^M_1, \dots, l^M_K \}
+        \mathcal{L}^m_{\text{ACL-CL}} &= \frac{1}{N} \sum_{i=1}^{N} \; \frac{-1}{|P(i)|}
+        \sum_{p \in P(i)} \log \, p(p \mid i) \\
+        p(b \mid i) &= \frac{\exp(z^m_i \cdot z_b / \tau)}
+        {\sum_c \exp(z^m_i \cdot z_c / \tau)} \\
+        b, c &\in \text{sg} \{ h^M_1, \dots, h^M_N, \; l^M_1, \dots, l^M_K \}
         \end{split}""",
     "kd_loss": r"""
         \mathcal{L}_{\text{KD}} = \frac{\tau^2}{N} \sum_{i=1}^{N} \text{KL} \left(
@@ -79,13 +88,14 @@ EQUATIONS = {
         \text{keep } \mathcal{L}^m_{\text{ACL}} \; \Leftrightarrow \; \left\langle
         \frac{\partial \mathcal{L}_{\text{CE}}}{\partial h^m} ,
         \frac{\partial \mathcal{L}^m_{\text{ACL}}}{\partial h^m} \right\rangle \geq 0""",
+    "entropy": r"\frac{H(p^m)}{\log \, K} \leq \text{threshold}",
+    "confidence": r"\max_k \; p^m_k \geq \text{threshold}",
     "normalised_entropy": r"""
         \frac{H(p)}{\log \, K} = - \frac{1}{\log \, K} \sum_{k=1}^{K} p_k \, \log \, p_k""",
-    "entropy": r"\frac{H(p^m)}{\log \, K} \leq \theta",
-    "confidence": r"\max_k \; p^m_k \geq \theta",
-    "compute_losses": r"""
-        \mathcal{L} = \frac{ \sum_m w_m \left( \mathcal{L}^m_{\text{CE}}
-        + \lambda \, \mathcal{L}^m_{\text{ACL}} \right) }{ \sum_m w_m }""",
+    "losses": r"""
+        \mathcal{L}_{\text{CE}} = \frac{ \sum_m w_m \mathcal{L}^m_{\text{CE}} }{ \sum_m w_m }
+        \qquad
+        \mathcal{L}_{\text{ACL}} = \frac{ \sum_m w_m \mathcal{L}^m_{\text{ACL}} }{ \sum_m w_m }""",
 }
 
 
