@@ -40,7 +40,7 @@ IDEAS = [
     ("The losses", "One kernel, other anchors and keys.", "contrastive_loss scl_loss kd_loss"),
     ("ACL-Embed", "Label embeddings are samples, too.", "acl_embed_loss"),
     ("ACL-CL", "The deepest exit guides the others.", "acl_cl_loss"),
-    ("The gate", "A gradient in conflict is dropped.", "acl_grad apply_rule acl_grad_features"),
+    ("The gate", "A gradient in conflict goes.", "acl_grad apply_rule acl_grad_features"),
     ("The exits", "A classifier at chosen layers.", "MultiExitBert MultiExitBert.forward"),
     ("Early exit", "Easy samples leave first.", "early_exit entropy confidence patience pcee"),
     ("One training step", "From a batch to its gradient.", "losses second_loss training_step"),
