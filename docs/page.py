@@ -58,7 +58,8 @@ EQUATIONS = {
         \end{split}""",
     "scl_loss": r"""
         \begin{split}
-        \mathcal{L}_{\text{SCL}} &= \underset{i : P(i) \neq \emptyset}{\text{mean}} \; \frac{-1}{|P(i)|}
+        \mathcal{L}_{\text{SCL}} &= \underset{i : P(i) \neq \emptyset}{\text{mean}}
+        \; \frac{-1}{|P(i)|}
         \sum_{p \in P(i)} \log \, p(p \mid i) \\
         p(b \mid i) &= \frac{\exp(z_i \cdot z_b / \tau)}
         {\sum_{c \neq i} \exp(z_i \cdot z_c / \tau)}
