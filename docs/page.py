@@ -226,7 +226,7 @@ def build(root=DOCS.parent):
     for scheme, colours in (("light", "default"), ("dark", "github-dark")):
         rules = "\n".join(HtmlFormatter(style=colours).get_token_style_defs("pre"))
         style += f"@media (prefers-color-scheme: {scheme}) {{\n{rules}\n}}\n"
-    template = Template((DOCS / "page.html").read_text(encoding="utf-8"))
+    template = Template((DOCS / "page_template.html").read_text(encoding="utf-8"))
     return template.substitute(style=style, contents=contents_html(targets), body=body)
 
 

@@ -79,7 +79,7 @@ def main(argv=None):
         # A page made before may be replaced, any other file may not.
         if output.exists() and MARK not in output.read_text(errors="replace"):
             raise OSError(f"{output} was not made by this command; choose another --output")
-        template = Template((DOCS / "render.html").read_text(encoding="utf-8"))
+        template = Template((DOCS / "render_template.html").read_text(encoding="utf-8"))
         # Files are named as seen from the Markdown file, anchors as seen from the page.
         here = output.resolve().as_uri()
         page = template.substitute(
