@@ -6,7 +6,6 @@ lazily; split["label"][:] is a list.  Source of tasks and metrics: GLUE (arXiv 1
 """
 
 import hashlib
-import random
 import re
 from functools import partial
 from typing import NamedTuple
@@ -15,8 +14,8 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from tools import data_files
-from tools.command_line import InputError, reason
+from tools import data_files, demo
+from tools.command_line import InputError
 from tools.hub import check_path_or_hub_id
 
 
@@ -73,7 +72,7 @@ def load_task(name, data, limit_train=None, holdout=None, with_test=False):
     """
     if name == "demo":
         task = TASKS[name]
-        splits = demo_splits(with_test)
+        splits = demo.demo_splits(with_test)
     elif name in TASKS:
         task = TASKS[name]
         if check_path_or_hub_id("--data", data):
@@ -127,38 +126,6 @@ def check_own_name(name, data):
                          "name and a file of your own: --data FILE.csv")
     if not re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_-]*", name):
         raise InputError(f"--task {name!r}: a name of your own has letters, digits, - and _ only")
-
-
-# ----------------------------------------------------------------------------------- the demo
-
-def demo_rows(count):
-    """A split of generated English entailment rows, all different, both labels in turn; our own.
-
-    Sentence 1 tells who did what to whom.  Sentence 2 repeats it, actively or passively (entailment), or says `never` (easy),
-    names another verb (harder: two words must be compared), or reverses the roles (hard: only the order tells).  So a
-    majority guess gets half, a bag of words less than 65 %, and a first layer less than the fourth.
-    """
-    people = "anna boris clara david emma felix grace henry irene jacob laura martin nora oscar paula simon".split()
-    verbs = "thanked helped called followed warned visited invited trusted".split()
-    draw, labels = random.Random(0), {}
-    while len(labels) < count:
-        (who, whom), (verb, other), label = draw.sample(people, 2), draw.sample(verbs, 2), len(labels) % 2
-        sentence1 = f"{who} {verb} {whom}"
-        if label == 1:
-            wrong = draw.choice(["never", "verb", "roles", "roles", "roles"])
-            verb = {"never": f"never {verb}", "verb": other}.get(wrong, verb)
-            who, whom = (whom, who) if wrong == "roles" else (who, whom)
-        labels[sentence1, draw.choice([f"{who} {verb} {whom}", f"{whom} was {verb} by {who}"])] = label
-    return Dataset.from_list([{"sentence1": one, "sentence2": two, "label": label} for (one, two), label in labels.items()])
-
-
-def demo_splits(with_test):
-    """The demo's 4000 samples of train, 500 of dev, and perhaps 500 of test."""
-    samples = demo_rows(5000)
-    splits = {"train": samples.take(4000), "dev": samples.skip(4000).take(500)}
-    if with_test:
-        splits["test"] = samples.skip(4500)
-    return splits
 
 
 # ---------------------------------------------------------------------------- tokens and batches

@@ -47,7 +47,7 @@ def parse_args(argv=None):
     add("--method", required=True, choices=METHODS, help="see above")
     add("--data", default="nyu-mll/glue", help="hub id, folder of GLUE files, or a file of yours")
     add("--model", default="google-bert/bert-base-uncased", help="hub id or folder of an encoder")
-    add("--pooling", choices=("cls", "mean"), default="cls", help="h: pooler of [CLS], or mean")
+    add("--pooling", choices=("cls", "mean"), help="h: the pooler's [CLS], or the mean of tokens")
     add("--exits", help="all, last, or layers such as 3,6,12")
     # The method.
     add("--weight", type=float, help="lambda of the second loss")
@@ -86,9 +86,10 @@ def fill_defaults(args):
     """The defaults that depend on the task or the method, all in one place."""
     has_teacher = args.method in ("acl-cl", "kd")
     has_gate = args.method in ("acl-grad", "acl-cl")
-    epochs = {"demo": 8, "rte": 8, "mrpc": 5, "cola": 5, "wnli": 5}
+    epochs = {"demo": 7, "rte": 8, "mrpc": 5, "cola": 5, "wnli": 5}
     lr = {"demo": 1e-3, "rte": 5e-5}
     defaults = {
+        "pooling": "mean" if args.task == "demo" else "cls",
         "exits": "all" if has_teacher else "last",
         "weight": 0.5 if args.method == "kd" else 0.1,
         "temperature": 2.0 if args.method == "kd" else 0.5,

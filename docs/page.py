@@ -44,7 +44,7 @@ IDEAS = [
     ("The exits", "A classifier at chosen layers.", "MultiExitBert MultiExitBert.forward"),
     ("Early exit", "Easy samples leave first.", "early_exit entropy confidence patience pcee"),
     ("One training step", "From a batch to its gradient.", "losses second_loss training_step"),
-    ("The data", "Tasks, batches, metrics.", "load_task bucketed_batches demo_rows score"),
+    ("The data", "Tasks, batches, metrics.", "load_task bucketed_batches loader score"),
 ]
 
 # Function -> its equation in LaTeX.  Lines: \begin{split} .. &= .. \\ .. &= .. \end{split}

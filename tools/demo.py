@@ -1,28 +1,110 @@
-"""The demo task's little BERT: untrained, no download."""
+"""The demo task: generated sentence pairs and a little untrained BERT; no download."""
 
+import random
+
+import torch
+from datasets import Dataset
 from transformers import BertConfig, BertModel, BertTokenizer
 
-import glue
+PEOPLE = "anna boris clara david emma felix grace henry irene jacob laura martin".split()
+VERBS = "thanked helped called followed warned visited".split()
+
+# How sentence 2 differs from sentence 1; None: it says the same.  One after the other, so that
+# every part of the data holds the same shares.
+CHANGES = [None, "never", None, "verb", None, "person", None, "roles", None, "roles"]
+
+
+def demo_samples(count):
+    """A split of English sentence pairs, all different, both labels in turn; our own.
+
+    Sentence 1 tells who did what to whom, actively or passively.  Sentence 2 tells it again in
+    either voice (entailment), or changes it (not_entailment) in one of these ways:
+
+        never    anna was never helped by boris    a word gives it away: 1 in 5
+        verb     boris warned anna                 a word must be compared: 1 in 5
+        person   boris helped clara                likewise: 1 in 5
+        roles    anna helped boris                 only order and voice tell: 2 in 5
+
+    So a majority guess gets 50 %, a bag of words about 60 %, whoever compares words without their
+    order about 80 %.  count: number of samples, at most 6,000.  Returns a Dataset.
+    """
+    draw = random.Random(0)
+    labels = {}
+    while len(labels) < count:
+        # What sentence 1 says, and two words that it does not hold.
+        who, whom, somebody = draw.sample(PEOPLE, 3)
+        verb, other_verb = draw.sample(VERBS, 2)
+        sentence1 = tell(draw, who, verb, whom)
+
+        # What sentence 2 says.
+        change = CHANGES[len(labels) % len(CHANGES)]
+        if change == "never":
+            verb = f"never {verb}"
+        elif change == "verb":
+            verb = other_verb
+        elif change == "person":
+            who, whom = draw.choice([(who, somebody), (somebody, whom)])
+        elif change == "roles":
+            who, whom = whom, who
+        label = 0 if change is None else 1
+
+        # A pair drawn before finds its label there, the same, and the next turn tries again.
+        labels[sentence1, tell(draw, who, verb, whom)] = label
+
+    samples = []
+    for (sentence1, sentence2), label in labels.items():
+        samples.append({"sentence1": sentence1, "sentence2": sentence2, "label": label})
+    return Dataset.from_list(samples)
+
+
+def demo_splits(with_test):
+    """The demo's 4000 samples of train, 500 of dev, and perhaps 500 of test."""
+    samples = demo_samples(5000)
+    splits = {"train": samples.take(4000), "dev": samples.skip(4000).take(500)}
+    if with_test:
+        splits["test"] = samples.skip(4500)
+    return splits
+
+
+def tell(draw, who, verb, whom):
+    """`anna helped boris` or `boris was helped by anna`, which say the same."""
+    return draw.choice([f"{who} {verb} {whom}", f"{whom} was {verb} by {who}"])
 
 
 def demo_encoder():
-    """4 layers, and a tokenizer of the demo's words alone: (encoder, tokenizer)."""
-    words = set()
-    for sample in glue.demo_rows(2000):
-        words.update(f"{sample['sentence1']} {sample['sentence2']}".split())
+    """The demo's BERT, 3 layers, untrained, and a tokenizer of the demo's words alone.
+
+    BERT's own start, N(0, 0.02), is made for long training; here a minute must do.  So weights
+    start larger, and half of the first layer's attention starts where trained attention arrives:
+    a token looks at the same word elsewhere.  Our own choice; it helps every method alike.
+    """
+    # Every word of the demo, behind BERT's own five tokens.
+    words = {*PEOPLE, *VERBS, "was", "by", "never"}
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(words)]
-    vocabulary = {word: number for number, word in enumerate(tokens)}
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+
+    # No dropout: a model this small has nothing to spare.
     config = BertConfig(
         vocab_size=len(vocabulary),
-        hidden_size=64,
-        num_hidden_layers=4,
+        hidden_size=48,
+        num_hidden_layers=3,
         num_attention_heads=4,
-        intermediate_size=256,
+        intermediate_size=96,
         max_position_embeddings=128,
-        initializer_range=0.1,
+        initializer_range=0.2,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
     encoder = BertModel(config)
-    encoder.pooler_is_new = True
+    encoder.pooler_is_new = True  # for --pooling cls; the demo's default is mean
+
+    with torch.no_grad():
+        # At the start a token is mostly its word, and less where it stands.
+        encoder.embeddings.position_embeddings.weight.mul_(0.5)
+        encoder.embeddings.token_type_embeddings.weight.mul_(0.3)
+
+        # Equal query and key: two equal words score a squared length, the most there is.  Two of
+        # the four heads, 24 of 48 rows; the others start anywhere.
+        attention = encoder.encoder.layer[0].attention.self
+        attention.key.weight[:24] = attention.query.weight[:24]
     return encoder, BertTokenizer(vocab=vocabulary)

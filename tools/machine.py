@@ -44,12 +44,13 @@ def pick_threads(task):
 
 
 def device_name(device):
-    """A GPU's name, or "cpu, 2 threads"."""
+    """A GPU's name, or "cpu, 2 threads", as a run's first line and config.json say it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name()
     if device.type == "mps":
         return "mps"
-    return f"cpu, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"cpu, {threads} thread" + ("s" if threads > 1 else "")
 
 
 def use_bf16(precision, device):
