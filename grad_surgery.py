@@ -110,12 +110,17 @@ def apply_rule(ce_loss, acl_loss, parameters, weight, rule):
     along_ce, along_acl = factors(products, rule)
 
     for p, a, b in zip(parameters, g_ce, g_acl):
+        g = a
         if a is not None and b is not None and along_ce != 0:
-            a = a * (1 + weight * along_ce)
+            g = a * (1 + weight * along_ce)
         if b is not None and along_acl != 0:
             share = weight * along_acl
-            a = share * b if a is None else a.add(b, alpha=share)
-        p.grad = a
+            g = share * b if a is None else g.add(b, alpha=share)
+
+        # One tensor may be the gradient of two parameters: clipping would scale it twice.
+        if a is not None and g is a:
+            g = a.clone()
+        p.grad = g
     return cosine_of(products)
 
 
