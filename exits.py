@@ -45,11 +45,15 @@ class MultiExitBert(nn.Module):
 
     encoder: what AutoModel returns.  exits: layer numbers from 1, "all" or "last"; the last layer
     must be among them, since it answers whatever is left.  pooling: "cls", the encoder's pooler
-    (dense + tanh on the first token), or "mean" of the tokens.  Raises InputError.
+    (dense + tanh on the first token), or "mean" of the tokens.  Raises InputError or ValueError.
     """
 
     def __init__(self, encoder, num_labels, exits="all", pooling="cls"):
         super().__init__()
+        if pooling not in ("cls", "mean"):
+            raise ValueError(f"pooling must be cls or mean, not {pooling!r}")
+        if num_labels < 2:
+            raise ValueError(f"num_labels must be 2 classes or more, not {num_labels}")
         config = encoder.config
         self.encoder = encoder
         self.pooling = pooling
@@ -156,8 +160,8 @@ def parse_exits(exits, num_layers):
         return [num_layers]
     try:
         numbers = exits.split(",") if isinstance(exits, str) else exits
-        layers = sorted({int(number) for number in numbers})
-    except ValueError:
+        layers = sorted({int(str(number)) for number in numbers})  # int(2.5) alone would be 2
+    except (TypeError, ValueError):
         layers = []
     if not layers or layers[0] < 1 or layers[-1] != num_layers:
         allowed = f"all, last or layers from 1 to {num_layers}, {num_layers} among them"
