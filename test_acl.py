@@ -13,6 +13,7 @@ test_encoders.py, any encoder; test_steps.py, every method with every gate, the 
 test_batches.py, metrics and batches; test_runs.py, folders and commands.
 """
 
+import doctest
 import functools
 import json
 import math
@@ -42,6 +43,13 @@ from tools.testing import (
 
 torch.set_num_threads(1)  # small tensors: a second thread only waits
 CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("module", [acl, grad_surgery, exits])
+def test_examples_in_docstrings(module):
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
 
 
 # -------------------------------------------------------------------------------- 1 losses

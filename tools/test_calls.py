@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 import acl
 import exits
 import grad_surgery
+from tools.command_line import InputError
 from tools.geometry import geometry
 from tools.testing import small_batch, small_model
 
@@ -377,6 +378,21 @@ def test_a_rule_that_answers_something_else(what):
     assert refusal(exits.exit_indices, LOGITS, rule).startswith("a rule must return torch.bool")
     text = refusal(exits.early_exit, small_model(), small_batch(5, 6), rule)
     assert text.startswith("a rule must return torch.bool (5,)")
+
+
+@pytest.mark.parametrize("exits_at", ["first", "1,2", "0,3", "3,4", "1.5,3", "", [1.5, 3], [], 3])
+def test_exits_that_are_none(exits_at):
+    with pytest.raises(InputError) as error:
+        small_model(exits_at=exits_at)
+    assert str(error.value).startswith("exits must be all, last or layers from 1 to 3")
+
+
+def test_a_models_options():
+    text = refusal(small_model, pooling="max")
+    assert text == "pooling must be cls or mean, not 'max'"
+    assert refusal(small_model, num_labels=1).startswith("num_labels must be 2 classes or more")
+    with pytest.raises(InputError, match="no pooler of .CLS.: use --pooling mean"):
+        small_model(kind="electra")
 
 
 # --------------------------------------------------------------------- devices, libraries

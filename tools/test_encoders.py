@@ -3,10 +3,13 @@
 import functools
 
 import pytest
+import safetensors.torch
 import torch
+from transformers import BertTokenizer
 
 import exits
 import train
+from tools import models
 from tools.command_line import InputError
 from tools.testing import (
     ENCODERS,
@@ -79,6 +82,33 @@ def test_a_new_pooler_is_a_head(new, pooling, heads):
     encoder = small_encoder()
     encoder.pooler_is_new = new
     assert len(exits.MultiExitBert(encoder, 2, pooling=pooling).head_parameters()) == heads
+
+
+@pytest.mark.parametrize("lost, heads", [("nothing", 6), ("pooler", 8)])
+def test_a_folders_missing_pooler_is_new(lost, heads, tmp_path):
+    write_model(tmp_path, lost)
+    encoder, _ = models.load_encoder(str(tmp_path))
+    assert len(exits.MultiExitBert(encoder, 2).head_parameters()) == heads
+    assert len(exits.MultiExitBert(encoder, 2, pooling="mean").head_parameters()) == 6
+
+
+def test_a_folders_other_missing_weights_are_refused(tmp_path):
+    """They would be random, and the model train, only worse."""
+    write_model(tmp_path, "layer.1.")
+    with pytest.raises(InputError, match="lacks weights") as error:
+        models.load_encoder(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def write_model(folder, lost):
+    """A model folder whose weights called so are missing."""
+    encoder = small_encoder()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "word"]
+    BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
+    encoder.config.save_pretrained(folder)
+    weights = {name: w for name, w in encoder.state_dict().items() if lost not in name}
+    file = folder / "model.safetensors"
+    safetensors.torch.save_file(weights, file, {"format": "pt"})
 
 
 CAN_WALK = ("bert", "roberta", "electra")

@@ -99,28 +99,36 @@ GATES = {
 each_gate = pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
 
 
-def test_a_gradient_that_two_parameters_share_is_added_once():
-    """d(a + b) hands out one tensor as the gradient of a and of b; adding to it in place would
-    count twice."""
+def assert_apart(a, b, gradient):
+    """Both have this gradient, and clipping in place would not scale it twice."""
+    assert a.grad.tolist() == b.grad.tolist() == [gradient] * 3
+    a.grad.mul_(2)
+    assert b.grad.tolist() == [gradient] * 3
 
-    def check(gradient):
-        assert a.grad.tolist() == b.grad.tolist() == [gradient] * 3
-        a.grad.mul_(2)
-        assert b.grad.tolist() == [gradient] * 3
 
+@each_gate
+def test_a_gradient_that_two_parameters_share_is_added_once(gate):
+    """d(a + b) hands out one tensor as the gradient of a and of b."""
     a, b, c = (torch.zeros(3, requires_grad=True) for _ in range(3))
-    for gate in GATES.values():
-        gate((a + b).sum(), 2 * (a + b).sum(), [a, b], 1.0)
-        check(3)
-        # Only CE reaches a and b.
-        gate((a + b).sum(), c.sum(), [a, b, c], 1.0)
-        assert a.grad.tolist() == b.grad.tolist() == [1] * 3
-    # -2 for both, one dense tensor where d(sum) above was an expanded 1; then opposed: nothing
-    # of the second is left.
-    for rule, gradient in (("observe", 1), ("project", -2), ("discard", -2)):
-        ce_loss, acl_loss = ((a + b - 1) ** 2).sum(), 3 * (a + b).sum()
-        grad_surgery.apply_rule(ce_loss, acl_loss, [a, b], 1.0, rule)
-        assert a.grad.tolist() == b.grad.tolist() == [gradient] * 3
+    gate((a + b).sum(), 2 * (a + b).sum(), [a, b], 1.0)
+    assert_apart(a, b, 3)
+    # A conflict; then only CE reaches a and b, and only the second loss.
+    gate((a + b).sum(), -2 * (a + b).sum(), [a, b], 1.0)
+    assert_apart(a, b, 1)
+    gate((a + b).sum(), c.sum(), [a, b, c], 1.0)
+    assert_apart(a, b, 1)
+    gate(c.sum(), (a + b).sum(), [a, b, c], 1.0)
+    assert_apart(a, b, 1)
+
+
+@pytest.mark.parametrize("rule, gradient", [("observe", 1), ("project", -2), ("discard", -2)])
+def test_a_dense_gradient_that_two_parameters_share(rule, gradient):
+    """d((a + b - 1)^2) = -2 for both, one dense tensor where d(sum) above was an expanded 1.
+    The second gradient, 3, is opposed, and nothing of it is left but under observe."""
+    a, b = (torch.zeros(3, requires_grad=True) for _ in range(2))
+    ce_loss, acl_loss = ((a + b - 1) ** 2).sum(), 3 * (a + b).sum()
+    grad_surgery.apply_rule(ce_loss, acl_loss, [a, b], 1.0, rule)
+    assert_apart(a, b, gradient)
 
 
 @each_gate
