@@ -37,7 +37,6 @@ from tools.testing import (
     labels_of,
     small_batch,
     small_model,
-    texts,
     two_losses,
 )
 
@@ -179,10 +178,12 @@ def test_acl_cl_by_hand():
 
 
 def test_acl_cl_leaves_the_teacher_alone_and_moves_the_student():
-    student, teacher, rows = (torch.randn(n, 4, requires_grad=True) for n in (3, 3, 2))
-    acl.acl_cl_loss(student, teacher, torch.tensor([0, 1, 1]), rows, 0.5).backward()
+    student, teacher = (torch.randn(3, 4, requires_grad=True) for _ in range(2))
+    label_embeddings = torch.randn(2, 4, requires_grad=True)
+    labels = torch.tensor([0, 1, 1])
+    acl.acl_cl_loss(student, teacher, labels, label_embeddings, 0.5).backward()
     assert teacher.grad is None
-    assert rows.grad is None
+    assert label_embeddings.grad is None
     assert student.grad.abs().sum() > 0
 
 
@@ -633,15 +634,15 @@ def test_each_methods_losses(method, gate, weight, tau):
 
     model = small_model(5, "1,3,5", dropout=0.0)
     h, logits = model(small_batch(6, 9))
-    rows = [classifier.weight for classifier in model.classifiers]
-    embed = [acl.acl_embed_loss(h[m], STEP_LABELS, rows[m], tau) for m in range(3)]
+    weights = [classifier.weight for classifier in model.classifiers]
+    embed = [acl.acl_embed_loss(h[m], STEP_LABELS, weights[m], tau) for m in range(3)]
     none = torch.zeros(())
     if method == "ce":
         expected = [none] * 3
     elif method == "scl":
         expected = [acl.scl_loss(h[m], STEP_LABELS, tau) for m in range(3)]
     elif method == "acl-cl":
-        guided = [acl.acl_cl_loss(h[m], h[2], STEP_LABELS, rows[2], tau) for m in range(2)]
+        guided = [acl.acl_cl_loss(h[m], h[2], STEP_LABELS, weights[2], tau) for m in range(2)]
         expected = [embed[0] + guided[0], embed[1] + guided[1], embed[2]]
     elif method == "kd":
         expected = [acl.kd_loss(logits[m], logits[2], tau) for m in range(2)] + [none]

@@ -16,19 +16,22 @@ def options(*words):
     return train.parse_args(["--task", "rte", *words])
 
 
-@pytest.mark.parametrize("switch, share", [("--method", 1), ("--no-students-embed", 0)])
-def test_acl_cls_students_with_and_without_acl_embed(switch, share):
+@pytest.mark.parametrize("students_embed", [True, False])
+def test_acl_cls_students_with_and_without_acl_embed(students_embed):
     model = small_model(dropout=0.0)
     h, logits = model(small_batch(6, 9))
-    rows = [classifier.weight for classifier in model.classifiers]
+    label_embeddings = [classifier.weight for classifier in model.classifiers]
     words = ["--exit-weights", "uniform", "--method", "acl-cl"]
-    args = options(*words, *([switch] if share == 0 else []))
+    if not students_embed:
+        words.append("--no-students-embed")
+    args = options(*words)
     _, acl_losses = train.losses(args, model, h, logits, LABELS)
     for m in range(2):
-        expected = acl.acl_cl_loss(h[m], h[2], LABELS, rows[2], 0.5)
-        expected = expected + share * acl.acl_embed_loss(h[m], LABELS, rows[m], 0.5)
+        expected = acl.acl_cl_loss(h[m], h[2], LABELS, label_embeddings[2], 0.5)
+        if students_embed:
+            expected = expected + acl.acl_embed_loss(h[m], LABELS, label_embeddings[m], 0.5)
         assert 3 * acl_losses[m].item() == pytest.approx(expected.item(), rel=1e-5)
-    teacher = acl.acl_embed_loss(h[2], LABELS, rows[2], 0.5)
+    teacher = acl.acl_embed_loss(h[2], LABELS, label_embeddings[2], 0.5)
     assert 3 * acl_losses[2].item() == pytest.approx(teacher.item(), rel=1e-5)
 
 
