@@ -187,3 +187,12 @@ def test_entropy_is_finite_and_right(logits):
     value = exits.normalised_entropy(torch.tensor(logits)).item()
     assert value == pytest.approx(expected, abs=1e-6)
     assert 0 <= value <= 1
+
+
+def test_a_tie_with_the_threshold_leaves():
+    """p = 1 and H = 0 to the last bit, at the strictest thresholds there are."""
+    logits = torch.tensor([[[300.0, -300.0], [0.0, 0.0]]])
+    assert exits.confidence(logits, threshold=1.0).tolist() == [True, False]
+    assert exits.entropy(logits, threshold=0.0).tolist() == [True, False]
+    assert exits.entropy(logits, threshold=1.0).tolist() == [True, True]
+    assert exits.pcee(logits, threshold=0.0, patience=1).tolist() == [True, False]
