@@ -700,6 +700,17 @@ def test_the_demo_learns_and_depth_pays(demo_run):
         assert float(row["kept"]) == (cosine >= 0)
         assert angle == pytest.approx(math.degrees(math.acos(cosine)), abs=1e-2)
     assert result["kept"] == pytest.approx(1 - result["conflict_share"])
+
+    # exits.csv: a line an epoch and exit, the last epoch's are the scores reported.
+    lines = read_csv(demo_run / "exits.csv")
+    assert len(lines) == config["epochs"] * len(result["exit_layers"])
+    scores = [float(line["accuracy"]) for line in lines[-len(result["exit_layers"]):]]
+    assert scores == pytest.approx(result["exit_scores"])
+    predictions = (demo_run / "demo.tsv").read_text().splitlines()
+    assert len(predictions) == 501
+    assert predictions[0] == "index\tprediction"
+
+    # Up over a tenth of the steps, then down.
     rates = [float(row["lr"]) for row in steps]
     assert max(rates) == rates[len(rates) // 10] == config["lr"]
     assert rates[0] == 0
