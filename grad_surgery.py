@@ -22,8 +22,9 @@ def acl_grad(ce_loss, acl_loss, parameters, weight):
 
     ce_loss, acl_loss: scalars from ONE forward (two have two sets of dropout masks, whose
     gradients cannot be compared); their graph is freed.  parameters: leaf tensors, the
-    classifier's too.  weight: lambda >= 0.  `.grad` is replaced, not added to.  Returns the cosine
-    between both gradients, NaN where it is not finite, 0 where one is zero.  Raises ValueError.
+    classifier's too: what is not among them gets no gradient.  weight: lambda >= 0.  `.grad` is
+    replaced, not added to.  Returns the cosine between both gradients, NaN where it is not finite,
+    0 where one is zero.  Raises ValueError.
 
     Caveat: torch's checkpoint(.., use_reentrant=True) hides the parameters inside it, in silence:
     they look unused and get None.  Use use_reentrant=False, as transformers does.
