@@ -204,4 +204,5 @@ def full_model(model, batch):
     """The deepest exit's logits (N, K), and its layer for each sample (N,).  Any encoder."""
     with exits.evaluating(model):
         _, logits = model(batch)
-    return logits[-1], torch.full((logits.shape[1],), model.exits[-1])
+    exit_layers = torch.full((logits.shape[1],), model.exits[-1], device=logits.device)
+    return logits[-1], exit_layers
