@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 import acl
 import exits
 import grad_surgery
+from tools import models
 from tools.command_line import InputError
 from tools.geometry import geometry
 from tools.testing import small_batch, small_model
@@ -438,6 +439,11 @@ def test_exits_make_their_tensors_where_the_data_are(name):
     answers = on_another_device(walk)
     assert model.layers_checked
     same(answers, walk())
+
+
+def test_the_full_model_answers_where_the_data_are():
+    answer = functools.partial(models.full_model, small_model(), small_batch(4, 6))
+    same(on_another_device(answer), answer())
 
 
 @pytest.mark.parametrize("name", EXIT_RULES)
