@@ -24,10 +24,18 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, *arguments, **options):
         let_output_close()  # --help prints, too
+        sys.excepthook = self.tell  # of what comes before run_command, such as slow imports
         return super().parse_args(*arguments, **options)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {message}; see python {self.prog} --help\n")
+
+    def tell(self, kind, error, traceback):
+        """Ctrl-C needs no traceback; Python itself makes it status 130."""
+        if kind is KeyboardInterrupt:
+            fail(self.prog, "interrupted", 130)
+        else:
+            sys.__excepthook__(kind, error, traceback)
 
 
 def run_command(program, command, hint=""):

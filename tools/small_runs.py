@@ -123,15 +123,16 @@ def read_logits(folder):
 # ----------------------------------------------------------------------------- processes
 
 # Processes are forked from one that has the modules loaded, so they start in no time.
-forkserver = multiprocessing.get_context("forkserver")
-forkserver.set_forkserver_preload(["tools.small_runs"])
+multiprocessing.set_forkserver_preload(["tools.small_runs"])
+methods = multiprocessing.get_all_start_methods()
+context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
 
 
 def start(argv, errors, prepare=None, variables=None):
     """A training process of its own.  errors: a file for its standard error; prepare: called in
     it before the training; variables: of its environment."""
     argv = [str(word) for word in argv]
-    process = forkserver.Process(target=child, args=(argv, errors, prepare, variables))
+    process = context.Process(target=child, args=(argv, errors, prepare, variables))
     process.start()
     return process
 

@@ -7,7 +7,6 @@ second (tools/small_runs.py).
 import builtins
 import errno
 import itertools
-import json
 import math
 import os
 import shutil
@@ -18,18 +17,20 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
 import filelock
 import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+import transformers
 from transformers import AutoModel, BertModel
 
 import acl
 import exits
 import glue
 import train
-from tools import command_line, files, models, processes, progress, runs, submission
+from tools import command_line, files, models, progress, runs, submission
 from tools.geometry import geometry
 from tools.small_runs import (
     answer,
@@ -39,7 +40,6 @@ from tools.small_runs import (
     read_steps,
     small_task,
     start,
-    write_data,
 )
 from tools.testing import (
     Words,
@@ -1096,7 +1096,13 @@ def test_help_and_wrong_options_do_not_wait_for_torch(tmp_path):
     assert "cee" in wrong.stderr
     assert time.process_time() - began < 2
 
-    # And into a pipe that nobody reads: no traceback, no other status.
+    # Ctrl-C while it is being loaded.
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt\n")
+    stopped = python("train.py", "--task", "demo", "--method", "ce", env=environment)
+    assert stopped.returncode in (130, -signal.SIGINT)
+    assert stopped.stderr.splitlines()[1:] == ["train.py: interrupted"]
+
+    # And --help into a pipe that nobody reads: no traceback, no other status.
     reader, writer = os.pipe()
     os.close(reader)
     helped = python("train.py", "--help", env=environment, stdout=writer)
@@ -1157,3 +1163,17 @@ def test_forgiving_streams(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     command_line.let_output_close()
     print("to nobody")
+
+
+def check_loud():
+    """Ends its process with status 7 if the libraries still speak as they do by themselves."""
+    is_loud = transformers.logging.get_verbosity() == transformers.logging.WARNING
+    is_loud = is_loud and not datasets.utils.logging.get_verbosity() > datasets.logging.WARNING
+    os._exit(7 if is_loud else 8)
+
+
+def test_an_import_quiets_no_library(tmp_path):
+    """Only a command does; the new process has everything imported and no command called."""
+    process = start([], tmp_path / "errors", prepare=check_loud)
+    process.join(timeout=120)
+    assert process.exitcode == 7
