@@ -196,10 +196,12 @@ class Run:
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             schedule.load_state_dict(state["schedule"])
-        except (KeyError, RuntimeError, ValueError) as error:
+            self.seconds = float(state["seconds"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
             raise InputError(f"{self.folder / 'checkpoint.pt'} does not fit this model "
                              f"({type(error).__name__}); choose another --output") from None
-        self.seconds = state["seconds"]
         self.logs = state["logs"]
         return state["step"]
 
@@ -357,7 +359,9 @@ def summary(run, task, args, seed, exit_layers, examples):
     deepest = [row for row in rows if row["split"] == split]
     deepest = [row for row in deepest if row["exit_layer"] == exit_layers[-1]]
     best = max(deepest, key=lambda row: row[metric])
-    scores = {row["split"]: {name: row[name] for name in task.metrics} for row in last}
+    scores = {}
+    for row in last:
+        scores[row["split"]] = {name: row[name] for name in task.metrics}  # the deepest comes last
 
     # A NaN angle is no agreement, so it counts as a conflict.
     measured = [row for row in run.logs["steps.csv"] if row["angle"] is not None]
@@ -384,14 +388,17 @@ def summary(run, task, args, seed, exit_layers, examples):
 
 def config_of(args, seed, task, splits, model, device):
     """config.json: every option, and what they came to on this machine and with these data."""
-    fingerprints = {name: glue.fingerprint(split) for name, split in splits.items()}
+    fingerprints = {}
+    for name, split in splits.items():
+        if not name.startswith("test"):  # no run is made of it
+            fingerprints[name] = glue.fingerprint(split)
     found = {
         "exit_layers": model.exits,
         "num_labels": len(task.labels),
         "labels": list(task.labels),
         "metrics": list(task.metrics),
         "text_columns": list(task.text_columns),
-        "data_fingerprint": {k: v for k, v in fingerprints.items() if not k.startswith("test")},
+        "data_fingerprint": fingerprints,
         "bf16": machine.use_bf16(args.precision, device),
         "data": absolute(args.data),
         "device_name": machine.device_name(device),

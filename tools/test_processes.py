@@ -68,7 +68,7 @@ def together(options, folder, prepare=None):
 
 def lines_of_train(errors):
     """The lines that train.py itself wrote, of all processes together."""
-    return [line for lines in errors for line in lines if line.startswith("train.py: ")]
+    return [line for line in sum(errors, []) if line.startswith("train.py: ")]
 
 
 # --------------------------------------------------------------------- the numbers of one
