@@ -26,7 +26,8 @@ from tools.testing import Words, one_batch, small_model, words_split
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
-pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
+can_fork = os.name == "posix" and dist.is_gloo_available()
+pytestmark = pytest.mark.skipif(not can_fork, reason="needs POSIX processes and gloo")
 
 
 @pytest.fixture(scope="session")

@@ -1084,11 +1084,17 @@ def python(*argv, **options):
     return subprocess.run([sys.executable, *map(str, argv)], text=True, timeout=300, **options)
 
 
+def seconds_of_commands():
+    """Processor time of the commands that have ended; a busy machine does not count."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def test_help_and_wrong_options_do_not_wait_for_torch(tmp_path):
     """torch is not there, and they answer all the same."""
     (tmp_path / "torch.py").write_text("raise ImportError('torch is not wanted here')\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    began = time.process_time()
+    began = seconds_of_commands()
     helped = python("train.py", "--help", env=environment)
     assert helped.returncode == 0
     assert "acl-embed, whose gradient is dropped" in helped.stdout
@@ -1096,7 +1102,7 @@ def test_help_and_wrong_options_do_not_wait_for_torch(tmp_path):
     assert wrong.returncode == 2
     assert wrong.stderr.count("\n") == 1
     assert "cee" in wrong.stderr
-    assert time.process_time() - began < 2
+    assert seconds_of_commands() - began < 2  # of two commands
 
     # Ctrl-C while it is being loaded.
     (tmp_path / "torch.py").write_text("raise KeyboardInterrupt\n")
