@@ -1,7 +1,7 @@
 """train.py end to end: one run and its files, what a command finds there, stops and resumes.
 
-The losses and the surgery themselves are tested in test_acl.py.  Runs here take a fraction of a
-second (tools/small_runs.py).
+The losses and the surgery themselves are tested in test_acl.py, one step, the optimizer and its
+schedule in tools/test_steps.py.  Runs here take a fraction of a second (tools/small_runs.py).
 """
 
 import builtins
@@ -30,7 +30,7 @@ import acl
 import exits
 import glue
 import train
-from tools import command_line, files, models, progress, runs, submission
+from tools import command_line, files, machine, models, progress, runs, submission
 from tools.geometry import geometry
 from tools.small_runs import (
     answer,
@@ -41,15 +41,7 @@ from tools.small_runs import (
     small_task,
     start,
 )
-from tools.testing import (
-    Words,
-    gradients_of,
-    labels_of,
-    one_batch,
-    small_batch,
-    small_model,
-    words_split,
-)
+from tools.testing import Words, labels_of, small_model, words_split
 
 torch.set_num_threads(1)  # small tensors: a second thread only waits
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,136 +81,19 @@ def stop_at_step(monkeypatch, number, error=KeyboardInterrupt):
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
 
 
-# ---------------------------------------------------------------------- losses and gradient
-
-
-def test_exit_weights_and_scl_mixture():
-    """L = sum_m w_m ((1 - lambda) CE^m + lambda SCL^m) / sum_m w_m, w_m = m or 1."""
-    model = small_model(dropout=0.0).train()
-    labels = torch.tensor([0, 1, 1, 0, 1, 0])
-    options = "--task rte --method scl --weight 0.3 --exits all --exit-weights".split()
-    for name, w in {"depth": [1, 2, 3], "uniform": [1, 1, 1]}.items():
-        h, logits = model(small_batch(6, 9))
-        want = 0
-        for m in range(3):
-            ce = F.cross_entropy(logits[m], labels)
-            scl = acl.scl_loss(h[m], labels, 0.5)
-            want += w[m] / sum(w) * (0.7 * ce + 0.3 * scl)
-        model.zero_grad()
-        want.backward()
-        expected = gradients_of(model)
-
-        batch = {**small_batch(6, 9), "label": labels}
-        args = train.parse_args([*options, name])
-        train.training_step(args, model, batch, weight=0.3, bf16=False)
-        for parameter, gradient in gradients_of(model).items():
-            if expected[parameter] is not None:
-                torch.testing.assert_close(gradient, expected[parameter], atol=1e-6, rtol=1e-5)
-
-
-@pytest.mark.parametrize("students_embed", [True, False])
-def test_acl_cl_terms(students_embed):
-    """Students: guided by the deepest exit, and an ACL-Embed of their own unless switched off;
-    the teacher: ACL-Embed."""
-    model = small_model(dropout=0.0)
-    labels = torch.tensor([0, 1, 1, 0, 1, 0])
-    h, logits = model(small_batch(6, 9))
-    embeddings = [classifier.weight for classifier in model.classifiers]
-    own = [acl.acl_embed_loss(h[m], labels, embeddings[m], 0.5) for m in range(3)]
-    guided = [acl.acl_cl_loss(h[m], h[2], labels, embeddings[2], 0.5) for m in range(2)]
-    want = [guided[0], guided[1], own[2]]
-    if students_embed:
-        want = [guided[0] + own[0], guided[1] + own[1], own[2]]
-
-    options = "--task rte --method acl-cl --exit-weights uniform".split()
-    if not students_embed:
-        options.append("--no-students-embed")
-    _, found = train.losses(train.parse_args(options), model, h, logits, labels)
-    for m in range(3):
-        assert 3 * found[m].item() == pytest.approx(want[m].item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("method", train.METHODS)
-def test_each_methods_terms(method):
-    """Each exit's loss, weighed by its layer's number, not its place in the list; the defaults."""
-    model = small_model(num_layers=5, exits_at="1,3,5", dropout=0.0)
-    labels = torch.tensor([0, 1, 1, 0, 1, 0])
-    h, logits = model(small_batch(6, 9))
-    embeddings = [classifier.weight for classifier in model.classifiers]
-
-    has_gate = method in ("acl-grad", "acl-cl")
-    tau = 2.0 if method == "kd" else 0.5
-    args = train.parse_args(["--task", "rte", "--method", method, "--exits", "1,3,5"])
-    assert args.conflict == ("discard" if has_gate else "none")
-    assert args.temperature == tau
-    assert args.weight == (0.5 if method == "kd" else 0.1)
-
-    nothing = torch.zeros(())
-    own = [acl.acl_embed_loss(h[m], labels, embeddings[m], tau) for m in range(3)]
-    guided = [acl.acl_cl_loss(h[m], h[2], labels, embeddings[2], tau) for m in range(2)]
-    want = {
-        "ce": [nothing] * 3,
-        "scl": [acl.scl_loss(h[m], labels, tau) for m in range(3)],
-        "acl-embed": own,
-        "acl-grad": own,
-        "acl-cl": [own[0] + guided[0], own[1] + guided[1], own[2]],
-        "kd": [acl.kd_loss(logits[m], logits[2], tau) for m in range(2)] + [nothing],
-    }
-    ce_loss, acl_losses = train.losses(args, model, h, logits, labels)
-    ce = [F.cross_entropy(logits[m], labels).item() for m in range(3)]
-    assert ce_loss.item() == pytest.approx((ce[0] + 3 * ce[1] + 5 * ce[2]) / 9, rel=1e-5)
-    for m, w in enumerate((1, 3, 5)):
-        expected = w / 9 * want[method][m].item()
-        assert acl_losses[m].item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
-
-
-def test_optimizer_groups():
-    """Heads have a rate of their own, biases and norms no decay; nothing is left out or twice."""
-    model = small_model()
-    args = train.parse_args("--task rte --method ce --lr 1e-4".split())
-    optimizer, _ = train.make_optimizer(args, model, 100)
-    group_of = {}
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            assert id(p) not in group_of
-            group_of[id(p)] = group
-    assert len(group_of) == len(list(model.parameters()))
-    for name, p in model.named_parameters():
-        lr = 2e-3 if name.startswith("classifiers") else 1e-4
-        assert group_of[id(p)]["initial_lr"] == pytest.approx(lr)
-        assert (group_of[id(p)]["weight_decay"] > 0) == (p.dim() > 1)
-
-
-def test_schedule():
-    args = train.parse_args("--task rte --method ce --lr 1e-4".split())
-    optimizer, schedule = train.make_optimizer(args, small_model(), 100)
-    lrs = []
-    for _ in range(101):
-        lrs.append(schedule.get_last_lr()[0])
-        optimizer.step()
-        schedule.step()
-    assert lrs[0] == lrs[100] == 0
-    assert lrs[10] == max(lrs) == 1e-4
-    assert lrs[5] == pytest.approx(5e-5)
-    assert lrs[55] == pytest.approx(5e-5)
+# ------------------------------------------------------------------------------ precision
 
 
 def test_precision(monkeypatch):
-    """fp32 and bf16 as asked for; auto means bf16 where the hardware computes in it."""
-    for bf16, dtype in {True: torch.bfloat16, False: torch.float32}.items():
-        assert train.machine.use_bf16("bf16" if bf16 else "fp32", CPU) == bf16
-        capabilities = {"avx512_bf16": bf16}
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-        assert train.machine.use_bf16("auto", CPU) == bf16
-
-        model = small_model().train()
-        classifier, found = model.classifiers[0], []
-        classifier.register_forward_hook(lambda module, inputs, output: found.append(output))
-        batch = one_batch(words_split(), range(4), Words())
-        batch["label"] = torch.tensor([0, 1, 0, 1])
-        args = train.parse_args("--task rte --method ce --exits all".split())
-        train.training_step(args, model, batch, weight=0.1, bf16=bf16)
-        assert found[0].dtype == dtype
+    """fp32 and bf16 as asked for; auto means bf16 where the processor computes in it."""
+    assert machine.use_bf16("bf16", CPU) is True
+    assert machine.use_bf16("fp32", CPU) is False
+    for name in ("avx512_bf16", "amx_bf16"):
+        for has_it in (True, False):
+            monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {name: has_it})
+            assert machine.use_bf16("auto", CPU) is has_it
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {})
+    assert machine.use_bf16("auto", CPU) is False
 
 
 # --------------------------------------------------------------------------- a run's files
