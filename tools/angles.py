@@ -87,8 +87,10 @@ def report(args):
             left_out.append((folder, str(error).removeprefix(f"{folder} ")))
             problem = error
     if not runs:
-        others = f"; nor did the {len(args.runs) - 1} others" if len(args.runs) > 1 else ""
-        raise InputError(f"{problem}{others}")
+        message = str(problem)
+        if len(args.runs) > 1:
+            message += f" (and there is nothing to show of the other {len(args.runs) - 1})"
+        raise InputError(message)
 
     if len(runs) > 1:
         print_several(runs, left_out)
@@ -130,7 +132,10 @@ def load_angles(folder, config=None):
 
 
 def all_angles(run):
-    return [angle for epoch in run.by_epoch.values() for angle in epoch]
+    angles = []
+    for epoch in run.by_epoch.values():
+        angles += epoch
+    return angles
 
 
 def conflict_share(angles):

@@ -46,6 +46,7 @@ def settings_of(runs):
     repeated: pairs (run, the one before it with the same options and the same seed); the first
     of them stands in no Setting, or it would count twice.
     """
+    # Sort the runs by method and options, and see to it that no seed counts twice.
     of_method = {}  # method: [(options, runs), ..]
     repeated = []
     for run in runs:
@@ -56,6 +57,7 @@ def settings_of(runs):
         else:
             alike.append(run)
 
+    # Two settings of a method get a number each, and words for what they do not share.
     settings = []
     for method in sorted(of_method, key=place_of):
         for number, (options, alike) in enumerate(of_method[method], start=1):

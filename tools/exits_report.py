@@ -72,7 +72,7 @@ def report(args):
     device = machine.pick_device(args.device)
     jobs = []
     if args.examples or args.clock:
-        jobs = [Job(args, run) for run in runs]
+        jobs = all_jobs(args, runs, left_out)
 
     # Tables.
     tables = {}
@@ -107,12 +107,27 @@ def load_all(folders):
                 runs.append(Shown(folder))
         except InputError as error:
             left_out.append((folder, str(error).removeprefix(f"{folder} ")))
-            first = left_out[0]
+            problem = error
     if not runs:
-        others = f"; nor are the {len(folders) - 1} others shown" if len(folders) > 1 else ""
-        name = "" if str(first[0]) in first[1] else f"{first[0]} "
-        raise InputError(f"{name}{first[1]}{others}")
+        message = str(problem)
+        if len(folders) > 1:
+            message += f" (and there is nothing to show of the other {len(folders) - 1})"
+        raise InputError(message)
     return runs, left_out
+
+
+def all_jobs(args, runs, left_out):
+    """A Job for each run that can have one; InputError where none can."""
+    jobs = []
+    for run in runs:
+        try:
+            jobs.append(Job(args, run))
+        except InputError as error:
+            problem = error
+            left_out.append((run.folder, str(error).removeprefix(f"{run.folder}: ")))
+    if not jobs:
+        raise problem
+    return jobs
 
 
 # ------------------------------------------------------------------------- tables
@@ -120,6 +135,7 @@ def load_all(folders):
 
 def print_runs(args, runs, left_out):
     """Runs of one task and the same dev samples."""
+    # What is left out, and why.
     settings, repeated = comparison.settings_of(runs)
     for run, earlier in repeated:
         left_out.append((run.folder, f"the same options and seed as {earlier.folder}"))
@@ -129,6 +145,7 @@ def print_runs(args, runs, left_out):
         elif len(run.layers) == 1:
             left_out.append((run.folder, ONE_EXIT))
 
+    # At a glance, then exit by exit, then what only --all shows.
     rules = rules_to_show(args, runs[0])
     if len(runs) == 1:
         print_one(runs[0], rules)
@@ -193,10 +210,11 @@ def dev_text(run):
 def print_several(runs, settings, rules):
     """Methods as rows, mean±sd over their seeds, at counted speed-ups."""
     print(f"{dev_text(runs[0])}; mean±sd over runs\n")
-    width = max(len(setting.label) for setting in settings) + 2
-    width = max(width, len("majority class") + 2)
+    names = [setting.label for setting in settings]
+    width = 2 + max(map(len, [*names, "majority class"]))
     rule_width = max(len(rule) for rule in rules) + 2
-    heads = "".join(f"{f'at {speed}x':>11}" for speed in SPEEDS)
+    speeds = [f"at {speed:g}x" for speed in SPEEDS]
+    heads = "".join(f"{text:>11}" for text in speeds)
     print(f"{'method':{width}}{'runs':>4}{'full model':>13}  {'rule':{rule_width}}{heads}")
     for setting in settings:
         for rule in shown_rules(setting, rules):
@@ -217,8 +235,11 @@ def shown_rules(setting, rules):
 
 def at_speed(setting, rule, speed):
     """'84.0±1.2', a dash where one of the runs is never that fast."""
-    found = [at_speedup(run.rows, rule, speed) for run in setting.runs]
-    return mean_sd(None if row is None else row["score"] for row in found)
+    scores = []
+    for run in setting.runs:
+        row = at_speedup(run.rows, rule, speed)
+        scores.append(None if row is None else row["score"])
+    return mean_sd(scores)
 
 
 def print_by_exit(settings):
@@ -231,6 +252,7 @@ def print_by_exit(settings):
     for layer in sorted(layers):
         scores = [mean_sd(scores_at(setting, layer)) for setting in settings]
         print(f"{layer:<16}" + cells_of(widths, scores))
+    # Not the mean of other exits: see mean_of_exits.
     means = [mean_of_exits(setting, layers) for setting in settings]
     print(f"{'mean':16}" + cells_of(widths, means))
     majority = points(settings[0].runs[0].majority())
@@ -294,13 +316,16 @@ def print_next(args, runs):
 
 def write_tradeoff(run):
     """tradeoff.csv, which figures and tables read; a run that is not one's own stays as it is."""
-    rows = []
-    for row in run.rows:
-        rows.append({name: "" if value is None else value for name, value in row.items()})
+    rows = [without_none(row) for row in run.rows]
     try:
         write_table(rows, run.folder / "tradeoff.csv")
     except PermissionError as error:
         print(f"{run.folder / 'tradeoff.csv'} is not written: {error.strerror}")
+
+
+def without_none(row):
+    """Empty cells instead of None, else pandas would write patience as 2.0."""
+    return {name: "" if value is None else value for name, value in row.items()}
 
 
 class Job:
@@ -397,9 +422,8 @@ def print_clock(job, device):
         full_ms, early_ms = 1000 * full / len(split), 1000 * early / len(split)
         print(f"{batch_size:>6}{counted:9.2f}x{full / early:9.2f}x{full_ms:18.2f}{early_ms:18.2f}",
               flush=True)
-        setting = {name: "" if x is None else x for name, x in job.setting.items()}
         rows.append({
-            **setting,
+            **without_none(job.setting),
             "device": where,
             "batch_size": batch_size,
             "counted": f"{counted:.4f}",

@@ -58,7 +58,7 @@ def apply_umask(path):
 
 
 def write_text(text, path):
-    save_whole(lambda text, new: new.write_text(text, encoding="utf-8"), text, path)
+    save_whole(lambda text, new: new.write_bytes(text.encode()), text, path)
 
 
 def write_json(content, path):

@@ -59,15 +59,18 @@ def small_encoder(kind, texts):
     return BertModel(config), tokenizer
 
 
-def make_run(folder, data, method="acl-cl", exits_at="all", kind="bert", seed=1, task="mine",
-             **options):
+def make_run(folder, data, method="acl-cl", exits_at="all", kind="bert", seed=1, **options):
     """A run's folder as train.py leaves it, from data of make_data.  options: of config.json."""
     torch.manual_seed(seed)
     folder.mkdir(parents=True)
-    task, splits = glue.load_task(task, str(data))
-    texts = [text for name in task.text_columns for text in splits["train"][name]]
+    task, splits = glue.load_task("mine", str(data))
+    texts = []
+    for name in task.text_columns:
+        texts += splits["train"][name]
     encoder, tokenizer = small_encoder(kind, texts)
     model = exits.MultiExitBert(encoder, len(task.labels), exits_at, "mean")
+
+    # What evaluation leaves.
     dev = glue.tokenize(splits["dev"], tokenizer, 32)
     make_varied(model, dev, tokenizer)
     _, logits = exits.all_exits(model, dev, tokenizer, torch.device("cpu"))
@@ -76,18 +79,25 @@ def make_run(folder, data, method="acl-cl", exits_at="all", kind="bert", seed=1,
     save_whole(safetensors.torch.save_file, stored, folder / "dev_logits.safetensors")
     save_model(model, tokenizer, folder)
 
-    metric = task.metrics[0]
-    scores = [glue.score([metric], logits_m, labels)[metric] for logits_m in logits]
-    config = {
-        "task": task.name,
-        "method": method,
-        "seed": seed,
+    # The small files.
+    has_gate = method in ("acl-grad", "acl-cl")
+    run = {"task": task.name, "method": method, "seed": seed, "exit_layers": model.exits}
+    write_json({**run, **config_of(task, data, exits_at, has_gate), **options},
+               folder / "config.json")
+    write_json({**run, **result_of(task, logits, labels, has_gate)}, folder / "result.json")
+    angles = (80, 100, 89, 70) if has_gate else ("", "", "", "")
+    lines = [f"{i},{1 + i // 2},{angle}\n" for i, angle in enumerate(angles)]
+    (folder / "steps.csv").write_text("step,epoch,angle\n" + "".join(lines))
+    return folder
+
+
+def config_of(task, data, exits_at, has_gate):
+    return {
         "data": str(data),
         "pooling": "mean",
         "exits": exits_at,
-        "exit_layers": model.exits,
         "weight": 0.1,
-        "conflict": "discard" if method in ("acl-grad", "acl-cl") else "none",
+        "conflict": "discard" if has_gate else "none",
         "max_length": 32,
         "limit_train": None,
         "holdout": None,
@@ -96,25 +106,20 @@ def make_run(folder, data, method="acl-cl", exits_at="all", kind="bert", seed=1,
         "metrics": list(task.metrics),
         "text_columns": list(task.text_columns),
     }
-    result = {
-        "task": task.name,
-        "method": method,
-        "seed": seed,
+
+
+def result_of(task, logits, labels, has_gate):
+    metric = task.metrics[0]
+    scores = [glue.score([metric], logits_m, labels)[metric] for logits_m in logits]
+    return {
         "metric": metric,
         "score": scores[-1],
         "dev": {"dev": {metric: scores[-1]}},
-        "exit_layers": model.exits,
         "exit_scores": scores,
         "mean_exit_score": sum(scores) / len(scores),
         "steps": 4,
-        "conflict_share": 0.25 if method in ("acl-grad", "acl-cl") else None,
+        "conflict_share": 0.25 if has_gate else None,
     }
-    angles = (80, 100, 89, 70) if method in ("acl-grad", "acl-cl") else ("", "", "", "")
-    steps = [f"{i},{1 + i // 2},{angle}\n" for i, angle in enumerate(angles)]
-    (folder / "steps.csv").write_text("step,epoch,angle\n" + "".join(steps))
-    write_json({**config, **options}, folder / "config.json")
-    write_json(result, folder / "result.json")
-    return folder
 
 
 @torch.no_grad()

@@ -191,12 +191,17 @@ def text_columns(texts, names):
     """R strings or pairs -> one list of R strings for each of the columns called `names`."""
     if isinstance(texts, str):
         raise ValueError(f"texts must be a list, not the one string {texts!r:.60}")
-    samples = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-    for sample in samples:
-        if len(sample) != len(names) or not all(isinstance(text, str) for text in sample):
+    columns = [[] for _ in names]
+    for text in texts:
+        sample = (text,) if isinstance(text, str) else tuple(text)
+        are_strings = all(isinstance(part, str) for part in sample)
+        if len(sample) != len(names) or not are_strings:
             wanted = " and ".join(names)
-            raise ValueError(f"each text must have {wanted}, {len(names)} in all; not {sample!r:.60}")
-    return [[sample[i] for sample in samples] for i in range(len(names))]
+            raise ValueError(f"each text must have {wanted}, {len(names)} in all; not "
+                             f"{sample!r:.60}")
+        for column, part in zip(columns, sample):
+            column.append(part)
+    return columns
 
 
 @torch.no_grad()

@@ -29,8 +29,9 @@ def run(args):
     from_terminal = args.predict == "-"
     if not from_terminal:
         path = Path(args.predict)
-        output = output_path(path, args.output)
+        output = output_path(path, args.output)  # before the long waits
 
+    # The model, on its device, and whether it can do what the rule asks.
     rule, text = rule_of(args)
     device = machine.pick_device(args.device)
     with waiting(f"loading the model of {folder}"):

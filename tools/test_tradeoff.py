@@ -374,6 +374,16 @@ def test_what_cannot_be_shown_is_said(run, tmp_path, capsys):
 
     status, printed, errors = outcome(exits_command.main, [torn, tmp_path / "a.log"], capsys)
     assert (status, printed, errors.count("\n")) == (2, "", 1)
+    assert "nothing to show of the other 1" in errors
+
+
+def test_examples_of_the_runs_that_have_them(run, data, tmp_path, capsys):
+    """One exit never reaches 2x, which is no reason to leave the other run out."""
+    one_exit = make_run(tmp_path / "one exit", data, method="ce", exits_at="last")
+    printed = report([run, one_exit, "--examples"], capsys)
+    assert (run / "examples.tsv").exists()
+    assert not (one_exit / "examples.tsv").exists()
+    assert f"{one_exit}: entropy never reaches 2x" in printed
 
 
 # ------------------------------------------------------------------------------ files
