@@ -80,7 +80,7 @@ def main(argv=None):
 def report(args):
     """One run at a glance, or methods side by side; raises InputError where no angle is there."""
     runs, left_out = [], []
-    for folder in args.runs:
+    for folder in map(Path, args.runs):
         try:
             runs.append(load_run(folder))
         except InputError as error:

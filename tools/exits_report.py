@@ -101,7 +101,7 @@ def report(args):
 def load_all(folders):
     """([Shown ..], [(folder, why it is left out) ..]); InputError where none can be shown."""
     runs, left_out = [], []
-    for folder in folders:
+    for folder in map(Path, folders):
         try:
             with waiting(f"reading {folder}"):
                 runs.append(Shown(folder))

@@ -364,8 +364,8 @@ def test_what_cannot_be_shown_is_said(run, tmp_path, capsys):
     torn = shutil.copytree(run, tmp_path / "torn")
     (torn / "result.json").write_text("{")
     (tmp_path / "a.log").write_text("")
-    names = ("unfinished", "torn", "a.log")
-    printed = report([run, *(tmp_path / name for name in names)], capsys)
+    unfinished = f"{tmp_path / 'unfinished'}/"
+    printed = report([run, unfinished, torn, tmp_path / "a.log"], capsys)
     assert line_of(printed, "full model")
     left_out = printed.split("Left out:")[1]
     assert f"{tmp_path / 'unfinished'}, {tmp_path / 'a.log'}: is no finished run" in left_out
@@ -533,6 +533,16 @@ def test_a_reader_that_goes_is_no_fault(run, capfd, monkeypatch):
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_a_terminal_of_ascii_alone(run, data, tmp_path, monkeypatch):
+    """PYTHONIOENCODING=ascii: ± prints as ?"""
+    other = make_run(tmp_path / "other", data, seed=2)
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", screen)
+    assert exits_command.main([str(run), str(other)]) == 0
+    sys.stdout.flush()
+    assert b"mean?sd over runs" in screen.buffer.getvalue()
+
+
 # ------------------------------------------------------------------------------ bad input
 
 
@@ -561,12 +571,15 @@ BAD_RUNS = {  # name: (what is done to the run, options, word that the message m
     "data that changed": (swap_json("config.json", holdout=30), ["--examples"], "have changed"),
     "data that are gone": (swap_json("config.json", data="/nowhere/at/all"), ["--examples"],
                            "nowhere"),
+    "gpu absent": (lambda run: None, ["--clock", "--device", "cuda"], "--device cuda"),
     "never that fast": (lambda run: None, ["--examples", "--rule", "patience"], "never reaches 2x"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_RUNS)
 def test_bad_runs_are_one_line_status_2_and_nothing_written(name, run, tmp_path, capsys):
+    if name == "gpu absent" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
     change, options, word = BAD_RUNS[name]
     change(run)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}

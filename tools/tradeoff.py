@@ -20,7 +20,7 @@ import torch
 
 import glue
 from exits import confidence, early_exit, entropy, exit_indices, normalised_entropy, patience, pcee
-from tools.command_line import InputError, reason
+from tools.command_line import InputError, is_out_of_memory, reason
 from tools.files import read_csv, read_json
 from tools.progress import Progress, waiting
 
@@ -81,6 +81,8 @@ def load_run(folder):
     except PermissionError as error:
         raise InputError(f"{error.filename} cannot be read: {error.strerror}") from None
     except Exception as error:  # torn or foreign in one of too many ways to list
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"{folder} is torn ({reason(error)[:100]}); train it again") from None
     return FinishedRun(config, result, logits, labels)
 
