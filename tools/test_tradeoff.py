@@ -117,6 +117,11 @@ def test_trade_off_settings_speed_and_front():
     assert 0 < sum(row["pareto"] for row in rows) < len(rows)
 
 
+def test_layers_must_be_the_logits_own():
+    with pytest.raises(ValueError, match="3 exits"):
+        tradeoff.trade_off(torch.randn(3, 4, 2), torch.tensor([0, 1, 0, 1]), [1, 2], "accuracy")
+
+
 @pytest.mark.parametrize("K", [2, 5, 150])
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "matthews"])
 def test_any_number_of_classes(K, metric):
@@ -150,6 +155,9 @@ def test_logits_of_another_device():
 
         def cpu(self):
             return self.tensor
+
+        def __len__(self):
+            return len(self.tensor)
 
     logits, labels = torch.randn(3, 8, 2), torch.randint(2, (8,))
     rows = tradeoff.trade_off(Elsewhere(logits), Elsewhere(labels), [1, 2, 3], "accuracy")
@@ -302,7 +310,7 @@ def test_exits_command(tmp_path, capsys, monkeypatch):
     assert stop.value.code == 0
     assert "acl-cl on demo, accuracy on 500 dev samples" in printed
     assert line_of(printed, "majority class") == ["50.0"]
-    rows = tradeoff.trade_off(logits, labels, [1, 2, 3, 4], "accuracy")
+    rows = tradeoff.trade_off(logits, labels, config["exit_layers"], "accuracy")
     chosen = tradeoff.at_speedup(rows, "entropy", 2)
     examples = pandas.read_csv(run / "examples.tsv", sep="\t")
     assert len(examples) == 500

@@ -171,7 +171,10 @@ def trade_off(logits, labels, layers, metric):
     logits (M, R, K) of any device; labels (R,); layers: the M exits' layer numbers; metric: a
     name of glue.METRICS.  speedup = layers[-1] / mean exit layer, counted.  pareto: 1 where no
     other setting of the rule is better in score or speed-up and no worse in the other.
+    Raises ValueError where logits and layers do not fit.
     """
+    if len(logits) != len(layers):
+        raise ValueError(f"logits of {len(logits)} exits, but {len(layers)} layer numbers")
     logits, labels = logits.cpu(), labels.cpu()
     depth = torch.tensor(layers)  # (M,)
     rows = []
