@@ -83,14 +83,16 @@ def check(temperature, labels, **matrices):
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be a number above 0, not {temperature}")
 
-    for name, matrix in {**matrices, "labels": labels}.items():
+    tensors = {**matrices, "labels": labels}
+    for name, matrix in tensors.items():
         if not isinstance(matrix, torch.Tensor):
             raise ValueError(f"{name} must be a tensor, not {type(matrix).__name__}")
     if labels.dtype != torch.int64:
         raise ValueError(f"labels must be int64 class numbers, not {labels.dtype}")
 
     # Floating-point matrices of one width, and one label for each sample.
-    width = next(iter(matrices.values())).shape[-1]
+    first = next(iter(matrices.values()))
+    width = first.shape[-1]
     for name, matrix in matrices.items():
         shape = tuple(matrix.shape)
         if matrix.dim() != 2 or not matrix.is_floating_point():
@@ -110,7 +112,8 @@ def check_range(labels, K):
     """Raise ValueError unless labels lie in 0..K-1.  Not on a GPU, where looking means waiting
     for it; cross-entropy asserts the same there."""
     if labels.device.type == "cpu":
-        low, high = labels.min().item(), labels.max().item()
+        low = labels.min().item()
+        high = labels.max().item()
         if low < 0 or high >= K:
             raise ValueError(f"labels must lie in 0..{K - 1}, the {K} label embeddings; "
                              f"found {low}..{high}")
@@ -201,7 +204,8 @@ def kd_loss(student_logits, teacher_logits, temperature):
         if not isinstance(matrix, torch.Tensor) or not matrix.is_floating_point():
             found = getattr(matrix, "dtype", type(matrix).__name__)
             raise ValueError(f"{name} must be a floating-point tensor, not {found}")
-    s, t = student_logits.float(), teacher_logits.detach().float()  # (N, K) each
+    s = student_logits.float()  # (N, K)
+    t = teacher_logits.detach().float()  # (N, K)
     if s.shape != t.shape or s.dim() != 2:
         found = f"{tuple(s.shape)} and {tuple(t.shape)}"
         raise ValueError(f"student_logits and teacher_logits must be (N, K) both, not {found}")
