@@ -19,7 +19,6 @@ Architecture: second-hand (PCEE-BERT's code by one of the paper's authors).
 """
 
 import contextlib
-import inspect
 import sys
 
 # As a command this file is a door to the report, which answers --help before it waits for torch.
@@ -34,6 +33,7 @@ from torch import nn
 from transformers.masking_utils import create_bidirectional_mask
 
 import glue
+from tools import encoders
 from tools.command_line import InputError, reason
 
 
@@ -58,7 +58,7 @@ class MultiExitBert(nn.Module):
         self.encoder = encoder
         self.pooling = pooling
         self.num_layers = config.num_hidden_layers
-        self.exits = parse_exits(exits, self.num_layers)
+        self.exits = encoders.parse_exits(exits, self.num_layers)
         self.layers_checked = False  # early_exit looks once whether it can walk them
 
         # What the pooler of [CLS] is not needed for would only cost time.
@@ -70,7 +70,7 @@ class MultiExitBert(nn.Module):
 
         # As BERT starts every linear layer.  All are made before the first is filled: another
         # order draws other numbers, and the runs in results/ would not repeat.
-        self.dropout = nn.Dropout(dropout_of(config))
+        self.dropout = nn.Dropout(encoders.dropout_of(config))
         self.classifiers = nn.ModuleList()
         for _ in self.exits:
             self.classifiers.append(nn.Linear(config.hidden_size, num_labels))
@@ -85,7 +85,8 @@ class MultiExitBert(nn.Module):
 
     def encode(self, batch):
         """(N, L) tokens -> h (M, N, d), the representation at each of the M exits."""
-        outputs = self.encoder(**self.inputs(batch), output_hidden_states=True)
+        inputs = encoders.inputs_for(self.encoder, batch)
+        outputs = self.encoder(**inputs, output_hidden_states=True)
         hidden_states = outputs.hidden_states  # of the embeddings, then of each layer: (N, L, d)
         mask = token_mask(batch)
         h = [self.represent(hidden_states[layer], mask) for layer in self.exits]
@@ -111,24 +112,6 @@ class MultiExitBert(nn.Module):
         pairs = zip(self.classifiers, h)
         return torch.stack([classifier(self.dropout(h_m)) for classifier, h_m in pairs])
 
-    def inputs(self, batch):
-        """The batch without segments where the encoder knows none or only one (RoBERTa)."""
-        known = inspect.signature(self.encoder.forward).parameters
-        segments = getattr(self.encoder.config, "type_vocab_size", 0)
-        batch = {name: tokens for name, tokens in batch.items() if name in known}
-        if segments < 2:
-            batch.pop("token_type_ids", None)
-        return batch
-
-    @property
-    def max_length(self):
-        """The number of tokens that the encoder has positions for."""
-        longest = self.encoder.config.max_position_embeddings
-        embeddings = getattr(self.encoder, "embeddings", None)
-        positions = getattr(embeddings, "position_embeddings", None)
-        padding = getattr(positions, "padding_idx", None)
-        return longest if padding is None else longest - padding - 1  # RoBERTa counts from 2
-
     def head_parameters(self):
         """What starts from nothing and may want a learning rate of its own: the classifiers, and
         the pooler where it is new."""
@@ -142,31 +125,6 @@ def token_mask(batch):
     """(N, L), 1 where there is a token and 0 where there is padding."""
     mask = batch.get("attention_mask")
     return torch.ones_like(batch["input_ids"]) if mask is None else mask
-
-
-def dropout_of(config):
-    """The dropout before the classifiers: the encoder's own, which each family calls otherwise."""
-    for name in ("hidden_dropout_prob", "dropout", "classifier_dropout"):
-        if isinstance(getattr(config, name, None), float):
-            return getattr(config, name)
-    return 0.1
-
-
-def parse_exits(exits, num_layers):
-    """"all", "last", "3,6,12" or a list of numbers -> sorted list of layer numbers; InputError."""
-    if exits == "all":
-        return list(range(1, num_layers + 1))
-    if exits == "last":
-        return [num_layers]
-    try:
-        numbers = exits.split(",") if isinstance(exits, str) else exits
-        layers = sorted({int(str(number)) for number in numbers})  # int(2.5) alone would be 2
-    except (TypeError, ValueError):
-        layers = []
-    if not layers or layers[0] < 1 or layers[-1] != num_layers:
-        allowed = f"all, last or layers from 1 to {num_layers}, {num_layers} among them"
-        raise InputError(f"exits must be {allowed}, not {exits!r}")
-    return layers
 
 
 # ------------------------------------------------------------------------------ the rules
@@ -333,7 +291,7 @@ def embed(model, batch):
     """What enters the first layer: hidden (N, L, d), and the attention mask that BERT's layers
     take, its first dimension N; None where nothing is padded."""
     encoder = model.encoder
-    inputs = model.inputs(batch)
+    inputs = encoders.inputs_for(model.encoder, batch)
     attention_mask = inputs.pop("attention_mask", None)
     hidden = encoder.embeddings(**inputs)
     if hasattr(encoder, "embeddings_project"):  # ELECTRA's smaller embeddings

@@ -5,13 +5,10 @@ unknown).  Tokenised, it has input_ids and token_type_ids in place of the texts.
 lazily; split["label"][:] is a list.  Source of tasks and metrics: GLUE (arXiv 1804.07461).
 """
 
-import hashlib
-import re
 from functools import partial
 from typing import NamedTuple
 
 import torch
-from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from tools import data_files, demo
@@ -80,7 +77,7 @@ def load_task(name, data, limit_train=None, holdout=None, with_test=False):
         else:
             splits = data_files.read_glue_hub(task, data, split_names(task, with_test))
     else:
-        check_own_name(name, data)
+        data_files.check_own_name(name, data, TASKS)
         texts, classes, splits = data_files.read_own(name, data, with_test)
         task = Task(name, name, texts, texts, "label", classes, ("accuracy", "macro_f1"))
 
@@ -115,19 +112,6 @@ def split_names(task, with_test):
     return names
 
 
-def check_own_name(name, data):
-    """InputError where `name` cannot be a task of one's own, or `data` is no file or folder."""
-    if name.lower() == "stsb":
-        raise InputError("unknown task 'stsb': STS-B is regression, so there are no classes and no "
-                         f"label embeddings to align with; choose one of {', '.join(TASKS)}")
-    is_local = check_path_or_hub_id("--data", data)
-    if not is_local or name.lower() in TASKS:
-        raise InputError(f"unknown task {name!r}; choose one of {', '.join(TASKS)}, or another "
-                         "name and a file of your own: --data FILE.csv")
-    if not re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_-]*", name):
-        raise InputError(f"--task {name!r}: a name of your own has letters, digits, - and _ only")
-
-
 # ---------------------------------------------------------------------------- tokens and batches
 
 def tokenize(split, tokenizer, max_length):
@@ -154,28 +138,6 @@ def tokenize(split, tokenizer, max_length):
 def row_lengths(split):
     """Tokenised split -> (R,) int64, the number of tokens of each sample."""
     return torch.tensor([len(tokens) for tokens in split["input_ids"]])
-
-
-def fingerprint(split):
-    """Tokenised split -> 16 hex digits over its tokens and labels, in order.
-
-    The same on every machine, whatever chunks or indices the table has.
-    """
-    lengths, tokens, labels = (hashlib.sha256() for _ in range(3))
-    for table in split.with_format("arrow").iter(10_000):
-        for column in table.column("input_ids").chunks:
-            # Where one sample ends and the next begins counts too.
-            lengths.update(little_endian(column.value_lengths()))
-            tokens.update(little_endian(column.flatten()))
-        for column in table.column("label").chunks:
-            labels.update(little_endian(column))
-    together = lengths.digest() + tokens.digest() + labels.digest()
-    return hashlib.sha256(together).hexdigest()[:16]
-
-
-def little_endian(integers):
-    """An arrow array of integers as bytes, 8 of each, in the same order on every machine."""
-    return integers.to_numpy(zero_copy_only=False).astype("<i8").tobytes()
 
 
 def loader(split, batches, tokenizer):

@@ -9,6 +9,7 @@ Every function raises InputError for what it cannot read.
 """
 
 import csv
+import hashlib
 import json
 import os
 import random
@@ -24,7 +25,7 @@ import pyarrow.parquet
 from datasets import ClassLabel, Dataset
 
 from tools.command_line import InputError, reason
-from tools.hub import offline_unless_the_hub_answers
+from tools.hub import check_path_or_hub_id, offline_unless_the_hub_answers
 
 
 @contextmanager
@@ -590,3 +591,38 @@ def set_dev_aside(split, path):
                          "add samples or a dev file")
     train = sorted(set(order) - set(dev))
     return split.select(train), split.select(sorted(dev))
+
+
+def check_own_name(name, data, tasks):
+    """InputError where `name` cannot be a task of one's own, or `data` is no file or folder."""
+    if name.lower() == "stsb":
+        raise InputError("unknown task 'stsb': STS-B is regression, so there are no classes and no "
+                         f"label embeddings to align with; choose one of {', '.join(tasks)}")
+    is_local = check_path_or_hub_id("--data", data)
+    if not is_local or name.lower() in tasks:
+        raise InputError(f"unknown task {name!r}; choose one of {', '.join(tasks)}, or another "
+                         "name and a file of your own: --data FILE.csv")
+    if not re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_-]*", name):
+        raise InputError(f"--task {name!r}: a name of your own has letters, digits, - and _ only")
+
+
+def fingerprint(split):
+    """Tokenised split -> 16 hex digits over its tokens and labels, in order.
+
+    The same on every machine, whatever chunks or indices the table has.
+    """
+    lengths, tokens, labels = (hashlib.sha256() for _ in range(3))
+    for table in split.with_format("arrow").iter(10_000):
+        for column in table.column("input_ids").chunks:
+            # Where one sample ends and the next begins counts too.
+            lengths.update(little_endian(column.value_lengths()))
+            tokens.update(little_endian(column.flatten()))
+        for column in table.column("label").chunks:
+            labels.update(little_endian(column))
+    together = lengths.digest() + tokens.digest() + labels.digest()
+    return hashlib.sha256(together).hexdigest()[:16]
+
+
+def little_endian(integers):
+    """An arrow array of integers as bytes, 8 of each, in the same order on every machine."""
+    return integers.to_numpy(zero_copy_only=False).astype("<i8").tobytes()

@@ -223,7 +223,7 @@ def print_several(runs, settings, rules):
             print(f"{setting.label:{width}}{len(setting.runs):>4}{full:>13}  "
                   f"{rule:{rule_width}}{cells}")
     print(f"{'majority class':{width}}{'':4}{points(runs[0].majority()):>13}")
-    print(f"\nA rule at 2x: its score where samples leave so early that half the layers are run.  "
+    print("\nA rule at 2x: its score where samples leave so early that half the layers are run.  "
           "-: it is never\nthat fast, or the method has one exit.")
 
 

@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 import exits
-from tools import demo
+from tools import demo, encoders
 from tools.command_line import InputError, is_out_of_memory, reason
 from tools.files import apply_umask, errors_that_name, save_whole
 from tools.hub import check_path_or_hub_id, offline_unless_the_hub_answers
@@ -49,8 +49,9 @@ def build_model(args, seed, num_labels, device):
 
     if args.method in ("acl-cl", "kd") and len(model.exits) == 1:
         raise InputError(f"--method {args.method} needs students: more than one exit")
-    if args.max_length > model.max_length:
-        raise InputError(f"--max-length {args.max_length}: this model has {model.max_length} "
+    room = encoders.max_length_of(encoder)
+    if args.max_length > room:
+        raise InputError(f"--max-length {args.max_length}: this model has {room} "
                          "positions")
     return model.to(device), tokenizer
 

@@ -25,7 +25,7 @@ import torch
 import transformers
 
 import glue
-from tools import machine, processes, submission
+from tools import data_files, machine, processes, submission
 from tools.closing import closing_lines
 from tools.command_line import InputError, is_out_of_memory
 from tools.files import (
@@ -391,7 +391,7 @@ def config_of(args, seed, task, splits, model, device):
     fingerprints = {}
     for name, split in splits.items():
         if not name.startswith("test"):  # no run is made of it
-            fingerprints[name] = glue.fingerprint(split)
+            fingerprints[name] = data_files.fingerprint(split)
     found = {
         "exit_layers": model.exits,
         "num_labels": len(task.labels),

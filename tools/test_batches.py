@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from transformers import BertTokenizer
 
 import glue
-from tools import demo
+from tools import data_files, demo
 from tools.testing import DATA, Words, labels_of, texts
 
 
@@ -230,19 +230,19 @@ def test_fingerprint_is_of_tokens_and_labels_alone():
     samples, labels = [[1, 2, 3], [], [4, 70_000], [5]], [0, 1, 1, 0]
     split = tokenised(samples, labels)
     expected = "fb0be9a9d035d4d3"
-    assert glue.fingerprint(split) == slow_fingerprint(samples, labels) == expected
+    assert data_files.fingerprint(split) == slow_fingerprint(samples, labels) == expected
 
     # Other chunks, indices instead of a table, other columns and widths: the same.
     parts = [split.select([i]) for i in range(4)]
-    assert glue.fingerprint(datasets.concatenate_datasets(parts)) == expected
+    assert data_files.fingerprint(datasets.concatenate_datasets(parts)) == expected
     turned = tokenised(samples[::-1], labels[::-1])
-    assert glue.fingerprint(turned.select([3, 2, 1, 0])) == expected
-    assert glue.fingerprint(split.add_column("token_type_ids", samples)) == expected
+    assert data_files.fingerprint(turned.select([3, 2, 1, 0])) == expected
+    assert data_files.fingerprint(split.add_column("token_type_ids", samples)) == expected
     narrow = datasets.Features({
         "input_ids": datasets.List(datasets.Value("int32")),
         "label": datasets.Value("int8"),
     })
-    assert glue.fingerprint(split.cast(narrow)) == expected
+    assert data_files.fingerprint(split.cast(narrow)) == expected
 
     # Other tokens, ends, order, labels, number: another.
     others = [
@@ -253,7 +253,7 @@ def test_fingerprint_is_of_tokens_and_labels_alone():
         (samples[:3], labels[:3]),
     ]
     for other in others:
-        assert glue.fingerprint(tokenised(*other)) == slow_fingerprint(*other) != expected
+        assert data_files.fingerprint(tokenised(*other)) == slow_fingerprint(*other) != expected
 
 
 def test_fingerprint_of_many_samples():
@@ -261,7 +261,7 @@ def test_fingerprint_of_many_samples():
     samples = [[i % 300] * (i % 5) for i in range(25_000)]
     labels = [i % 3 for i in range(25_000)]
     split = tokenised(samples, labels)
-    assert glue.fingerprint(split) == slow_fingerprint(samples, labels)
+    assert data_files.fingerprint(split) == slow_fingerprint(samples, labels)
 
 
 def bags_of_words(split, vocabulary):

@@ -9,7 +9,7 @@ from transformers import BertTokenizer
 
 import exits
 import train
-from tools import models
+from tools import encoders, models
 from tools.command_line import InputError
 from tools.testing import (
     ENCODERS,
@@ -69,7 +69,7 @@ def test_roberta_ignores_segments():
 @pytest.mark.parametrize("kind, room", [("bert", 64), ("roberta", 62)])
 def test_max_length_is_what_the_positions_hold(kind, room):
     model = small_model(kind=kind).eval()
-    assert model.max_length == room
+    assert encoders.max_length_of(model.encoder) == room
     model(small_batch(2, room, ragged=False))
     with pytest.raises((IndexError, RuntimeError)):
         model(small_batch(2, room + 1, ragged=False))
@@ -140,7 +140,7 @@ def test_early_exit_walks_berts_layers_and_refuses_others_in_one_line(kind, pool
 
 
 @pytest.mark.parametrize("factor, is_noticed", [(1.0, False), (1.01, True)])
-def test_another_walk_than_the_encoders_is_noticed(factor, is_noticed):
+def test_another_walk_than_the_encoders_is_noticed(factor, is_noticed, monkeypatch):
     """As a new release of transformers might bring: something more around the layers."""
     model = small_model().train()
     forward = model.encoder.forward
@@ -151,7 +151,7 @@ def test_another_walk_than_the_encoders_is_noticed(factor, is_noticed):
         return outputs
 
     model.encoder.forward = scaled
-    model.inputs = lambda batch: dict(batch)
+    monkeypatch.setattr(encoders, "inputs_for", lambda encoder, batch: dict(batch))
     if is_noticed:
         with pytest.raises(InputError, match="cannot walk the layers.*not close") as refusal:
             exits.early_exit(model, small_batch(2, 5), None)
