@@ -603,6 +603,8 @@ BLOCKS = {
                       BESIDE_TABLES, beside),
     "multi_best-teacher": ("The teacher chosen by its loss",
                            BESIDE_TABLES, beside),
+    "pilot_temperature0.1": ("The pilot's runs",
+                             "RTE, one exit, weight 0.5, temperature 0.1.", vanilla),
     "speeds": ("Early exit, every rule",
                "The slowest setting at least that fast (counted), in brackets its own speed-up "
                "where over 5 % more; -: not in every run; clocked: the clock's speed-up at 2x's "
