@@ -47,6 +47,7 @@ COLOURS = {
 }
 CLASS_COLOURS = ("#0072B2", "#D55E00", "#009E73")
 CLASS_MARKERS = ("o", "^", "s")
+CLASS_LIMIT = len(CLASS_COLOURS)  # more take a colour map
 
 # More classes than this have a colour bar in place of a legend.
 NAMED_CLASSES = 12
@@ -116,7 +117,13 @@ def legend(figure, axes, place):
     longest = max(len(label) for label in labels)
     columns = int(16 * figure.get_figwidth() / (longest + 7))
     columns = min(max(columns, 1), len(labels))
-    figure.legend(handles, labels, loc=f"outside {place} center", ncols=columns)
+    box = figure.legend(handles, labels, loc=f"outside {place} center", ncols=columns)
+
+    # Letters differ in width: fewer columns where these are too wide after all.
+    while columns > 1 and box.get_window_extent().width > figure.bbox.width:
+        columns -= 1
+        box.remove()
+        box = figure.legend(handles, labels, loc=f"outside {place} center", ncols=columns)
 
 
 # ---------------------------------------------------------------------------- the angles
@@ -302,13 +309,19 @@ def space(args):
         title = f"{config['method']}, seed {config['seed']}"
         after.append((title, config, dev, run.model, run.tokenizer))
 
-    panels = [*before.values(), *after]
-    K = after[0][1]["num_labels"]
-    entries_deep = 0.18 * (min(K, NAMED_CLASSES) // 3)
-    size = (max(2.7 * len(panels), 4), 3.4 + entries_deep)
-    figure, all_axes = plt.subplots(1, len(panels), figsize=size, squeeze=False)
+    return draw_panels([*before.values(), *after], args.exit)
+
+
+def draw_panels(panels, layer):
+    """A figure with a panel for each (title, config, dev, model, tokenizer)."""
+    K = panels[0][1]["num_labels"]
+    width = max(2.7 * len(panels), 4)
+    height = 3.4
+    if CLASS_LIMIT < K <= NAMED_CLASSES:
+        height += 0.18 * K  # the legend's lines
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(width, height), squeeze=False)
     for axes, panel in zip(all_axes.flat, panels):
-        draw_space(axes, args.exit, *panel)
+        draw_space(axes, layer, *panel)
     if K > NAMED_CLASSES:
         colour_bar(figure, all_axes, K)
     legend(figure, axes, "lower")
