@@ -1,9 +1,10 @@
 """Pictures of finished runs; the same runs give the same bytes.
 
-    python results/figures.py angles RUN ...            # angles between CE's and the second gradient
-    python results/figures.py groups RUN                # the same by layer (variants.py conflict-groups)
-    python results/figures.py tradeoff RUN ...          # score against counted speed-up
-    python results/figures.py space RUN ... --exit 6    # representations and label embeddings
+    python results/figures.py angles RUN ...          # angles between both losses' gradients
+    python results/figures.py groups RUN              # the same by layer, of a run of
+                                                      # variants.py conflict-groups
+    python results/figures.py tradeoff RUN ...        # score against counted speed-up
+    python results/figures.py space RUN .. --exit 6   # representations and label embeddings
 
 RUN is a run's folder.  A picture goes into the working folder, angles_rte.png say, or where
 --output says.  Runs that differ in their seed alone share a label: their steps are pooled, their

@@ -392,7 +392,7 @@ def majorities(blocks, tasks):
 
 def vanilla(runs):
     means = averaged(runs)
-    caption = f"Accuracy (cola: Matthews' correlation), mean±sd, {seeds_of(runs)}:"
+    caption = f"Score, {seeds_of(runs)}:"
     scores = task_table(caption, runs, lambda some: show(run["score"] for run in some))
     if scores:
         row = ["majority class", *majorities({"vanilla": runs}, tasks_of(runs))]
@@ -604,7 +604,7 @@ BLOCKS = {
     "multi_best-teacher": ("The teacher chosen by its loss",
                            BESIDE_TABLES, beside),
     "pilot_temperature0.1": ("The pilot's runs",
-                             "RTE, one exit, weight 0.5, temperature 0.1.", vanilla),
+                             "RTE's dev split, one exit, weight 0.5, temperature 0.1.", vanilla),
     "speeds": ("Early exit, every rule",
                "The slowest setting at least that fast (counted), in brackets its own speed-up "
                "where over 5 % more; -: not in every run; clocked: the clock's speed-up at 2x's "

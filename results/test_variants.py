@@ -159,6 +159,16 @@ def test_nt_xent_by_hand():
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-2)), rel=1e-5)
 
 
+def test_nt_xent_an_item_is_no_negative_of_itself():
+    """Whether or not the caller calls it its own positive."""
+    torch.manual_seed(0)
+    h, labels = torch.randn(4, 3), torch.tensor([0, 0, 1, 1])
+    positive = labels[:, None] == labels[None, :]
+    without_itself = positive & ~torch.eye(4, dtype=torch.bool)
+    losses = [variants.nt_xent(h, h, p, 0.5, True).item() for p in (positive, without_itself)]
+    assert losses[0] == losses[1]
+
+
 def test_nt_xent_never_pushes_a_class_apart():
     """One class alone has nothing to be told from: no loss, no gradient.  SupCon has both."""
     h = torch.randn(6, 3, requires_grad=True)
