@@ -131,7 +131,7 @@ def test_tuning_chooses_the_setting_first_then_each_tasks_rate():
         a: {"rte": 50, "mrpc": 70, "all": 60},
         b: {"rte": 54, "mrpc": 68, "all": 61},
         (2e-4, 0.5, 0.5): {"rte": 53, "mrpc": 69},
-        (2e-4, 0.1, 0.5): {"rte": 99},  # not the setting chosen
+        (2e-4, 0.1, 0.5): {"rte": 99, "mrpc": 99, "all": 99},  # not the setting chosen
     }
     chosen = tables.choose(scores, ["rte", "mrpc"])
     assert chosen == {(b, "all"), (b, "rte"), ((2e-4, 0.5, 0.5), "mrpc")}
