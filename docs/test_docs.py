@@ -1,15 +1,16 @@
 """The pages say what the code does: numbers, names, options, columns, and code to paste."""
 
-import ast
 import doctest
 import functools
 import importlib
 import io
 import re
 import sys
+import types
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 import torch.nn.functional as F
@@ -91,12 +92,12 @@ def test_files_and_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)", TEXTS[page]):
         assert (DOCS / target).exists()
     for file in re.findall(r"[\w/]+\.py", TEXTS[page]):
-        assert (ROOT / file).exists()
+        assert (ROOT / file).exists() or file == "change.py"
 
 
 def test_changes_named_are_there():
     named = re.findall(r"results/variants\.py ([a-z-]+)", "".join(TEXTS.values()))
-    assert set(named) == {"warm-up", "conflict-groups"}
+    assert set(named) == {"detached", "conflict-groups"}
     assert set(named) <= set(variants.CHANGES)
 
 
@@ -118,12 +119,11 @@ def changes():
     return found
 
 
-def names_in_place(place):
-    """What a pasted function sees: the names of the file it is pasted into, and the function it
-    replaces."""
-    path, _, name = place.rpartition(".")
-    module = importlib.import_module(path.split(".")[0])
-    return {**vars(module), "torch": torch, "F": F, name: original(place)}
+def template():
+    """The lines of change.py: (imports, the rest)."""
+    [block] = [block for block in blocks("coursework.md", "python") if "import sys" in block]
+    imports, _, rest = block.partition("# the function here")
+    return imports, rest.partition("\n")[2]
 
 
 def original(place):
@@ -162,8 +162,8 @@ def test_a_change_does_what_the_tested_one_does(name, monkeypatch):
     method = "acl-embed" if name == "detached" else "acl-cl"
 
     # Pasted where the page says.
-    space = names_in_place(place)
-    exec(block, space)
+    space = {}
+    exec(template()[0] + block, space)
     before = step(method)
     monkeypatch.setattr(owner, replaced, space[name])
     pasted = step(method)
@@ -173,6 +173,25 @@ def test_a_change_does_what_the_tested_one_does(name, monkeypatch):
     assert same(pasted, step(method))
     if name != "best_teacher":  # whose choice may be the deepest exit
         assert not same(pasted, before)
+
+
+def test_a_change_in_a_file_of_its_own(tmp_path, monkeypatch):
+    """change.py as shown, with the function put in: a whole run, with another result."""
+    _, block = changes()["detached"]
+    imports, rest = template()
+    options = small_task(tmp_path, dropout=0.0) + ["--method", "acl-embed", "--max-steps", "3"]
+    monkeypatch.setattr(acl, "acl_embed_loss", acl.acl_embed_loss)  # put back afterwards
+    losses = []
+    sources = {"itself": imports + rest.splitlines()[-1], "changed": imports + block + rest}
+    for name, source in sources.items():
+        output = tmp_path / name
+        monkeypatch.setattr(sys, "argv", ["change.py", *options, "--output", str(output)])
+        with pytest.raises(SystemExit) as stop:
+            exec(source, {})
+        assert stop.value.code in (None, 0)
+        losses.append([row["acl_loss"] for row in read_csv(output / "mine_acl-embed_1/steps.csv")])
+    assert losses[0][0] == losses[1][0]
+    assert losses[0] != losses[1]
 
 
 def test_best_teacher_is_the_best():
@@ -204,13 +223,22 @@ def test_measured_rows_are_those_of_the_tables(capsys):
     assert any("| ce, depth, layer-wise |  | -1.41 | -1.02 |" in line for line in printed)
 
 
-def test_the_command_for_groups_prints_its_numbers():
-    path = ROOT / "results/runs/pilot_temperature0.1/rte_scl_1/groups.csv"
-    shares = {}
-    for row in read_csv(path):
-        shares.setdefault(row["group"], []).append(float(row["cosine"]) < 0)
-    assert round(100 * sum(shares["embeddings"]) / len(shares["embeddings"])) == 14
-    assert round(100 * sum(shares["layer 6"]) / len(shares["layer 6"])) == 44
+def test_the_angles_report_prints_the_shares(capsys):
+    command = re.search(r"python grad_surgery.py (\S+)`", TEXTS["coursework.md"])[1]
+    assert angles.main([str(ROOT / command)]) in (None, 0)
+    printed = capsys.readouterr().out
+    assert "39.7" in printed
+    assert "2.6" in printed
+
+
+def test_the_groups_snippet_prints_its_numbers(capsys, monkeypatch):
+    [snippet] = [block for block in blocks("coursework.md", "python")
+                 if block.startswith("# where they conflict")]
+    monkeypatch.chdir(ROOT)
+    exec(snippet, {"pandas": pandas})
+    printed = capsys.readouterr().out
+    assert re.search(r"^embeddings +0\.14", printed, flags=re.MULTILINE)
+    assert re.search(r"^layer 6 +0\.44", printed, flags=re.MULTILINE)
 
 
 # Solutions, so that the checks of the page are known to pass, and to fail for the unsolved.
@@ -306,24 +334,39 @@ def test_checks_of_the_exercises(name, solution, right, monkeypatch):
             exec(check, space)
 
 
-def test_the_three_lines_fit_into_train():
-    """The diffs apply to train.py and leave it a program."""
-    diffs = blocks("coursework.md", "diff")
-    assert len(diffs) == 2
-    for diff in diffs:
-        source = (ROOT / "train.py").read_text(encoding="utf-8")
-        lines = diff.splitlines()
-        for number, line in enumerate(lines):
-            if not line.startswith("+"):
-                assert line == "..." or source.count(f"{line[1:]}\n") == 1, line
-                continue
-            above = number > 0 and lines[number - 1].startswith(" ")
-            anchor = lines[number - 1 if above else number + 1][1:] + "\n"
-            new = line[1:] + "\n"
-            both = anchor + new if above else new + anchor
-            source = source.replace(anchor, both)
-        ast.parse(source)
-        assert sum(line.startswith("+") for line in lines) == 3
+def test_three_lines_log_every_step_elsewhere(tmp_path, monkeypatch):
+    """The diff fits into train.py, and a run with it sends the numbers of steps.csv."""
+    [diff] = blocks("coursework.md", "diff")
+    source = with_diff((ROOT / "train.py").read_text(encoding="utf-8"), diff.splitlines())
+    sent = []
+    wandb = types.ModuleType("wandb")
+    wandb.init = lambda project, name, config: sent.append(name)
+    wandb.log = sent.append
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    space = {"__name__": "train_with_wandb"}
+    exec(compile(source, "train.py", "exec"), space)
+
+    argv = small_task(tmp_path) + ["--output", str(tmp_path / "runs"), "--method", "acl-cl"]
+    assert space["main"](space["parse_args"](argv)) == 0
+    name, *rows = sent
+    logged = read_csv(tmp_path / "runs" / name / "steps.csv")
+    assert [str(row["step"]) for row in rows] == [row["step"] for row in logged]
+    assert set(rows[0]) == set(logged[0])
+
+
+def with_diff(source, lines):
+    """The source with a diff's lines put in: below the line above them, else above the next."""
+    assert sum(line.startswith("+") for line in lines) == 3
+    for number, line in enumerate(lines):
+        if not line.startswith("+"):
+            assert line == "..." or source.count(f"{line[1:]}\n") == 1, line
+            continue
+        is_below = number > 0 and lines[number - 1].startswith(" ")
+        anchor = lines[number - 1 if is_below else number + 1][1:] + "\n"
+        new = line[1:] + "\n"
+        both = anchor + new if is_below else new + anchor
+        source = source.replace(anchor, both)
+    return source
 
 
 # ----------------------------------------------------------------------------- metrics
