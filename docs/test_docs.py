@@ -122,7 +122,7 @@ def changes():
 def template():
     """The lines of change.py: (imports, the rest)."""
     [block] = [block for block in blocks("coursework.md", "python") if "import sys" in block]
-    imports, _, rest = block.partition("# the function here")
+    imports, _, rest = block.partition("# the exercise's function here")
     return imports, rest.partition("\n")[2]
 
 
