@@ -561,7 +561,15 @@ def test_a_run_holds_its_lock(task, tmp_path, monkeypatch):
     options = [*task, "--method", "ce", "--max-steps", "2", "--output", tmp_path]
     assert call(*options) == 0
     assert len(tried) == 2
-    filelock.FileLock(tmp_path / "mine_ce_1" / ".lock").acquire(blocking=False).lock.release()
+
+    # A stop gives it free, too, even while somebody looks at the error.
+    monkeypatch.undo()
+    stop_at_step(monkeypatch, 1)
+    args = train.parse_args([*task, "--method", "scl", "--output", str(tmp_path)])
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train.train_all(args)
+    with filelock.FileLock(tmp_path / "mine_scl_1" / ".lock").acquire(blocking=False):
+        assert caught.traceback
 
 
 # ------------------------------------------------------------------- what cannot be gone on
@@ -953,9 +961,12 @@ def test_waiting_says_what_for(capsys):
     assert capsys.readouterr().err == "thinking ..\n"
 
 
-def python(*argv, **options):
-    """A command of its own, from the project's folder."""
+def python(*argv, env, **options):
+    """A command of its own, from the project's folder, with env added to the environment."""
+    environment = {**os.environ, **env}
+    environment.pop("PYTHONUNBUFFERED", None)  # then output fails later, where users meet it
     options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    options["env"] = environment
     return subprocess.run([sys.executable, *map(str, argv)], text=True, timeout=300, **options)
 
 
@@ -968,7 +979,7 @@ def seconds_of_commands():
 def test_help_and_wrong_options_do_not_wait_for_torch(tmp_path):
     """torch is not there, and they answer all the same."""
     (tmp_path / "torch.py").write_text("raise ImportError('torch is not wanted here')\n")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    environment = {"PYTHONPATH": str(tmp_path)}
     began = seconds_of_commands()
     helped = python("train.py", "--help", env=environment)
     assert helped.returncode == 0
@@ -997,7 +1008,7 @@ def test_help_and_wrong_options_do_not_wait_for_torch(tmp_path):
 def test_standard_output_that_closes_stops_no_training(task, tmp_path):
     """`| head -1` with a narrow encoding and a folder's name beyond it: the run is whole."""
     output = tmp_path / "läufe ✓"
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    environment = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     reader, writer = os.pipe()
     os.close(reader)
     options = [*task, "--method", "acl-cl", "--output", output, "--seeds", "1", "2"]
