@@ -11,6 +11,7 @@
 #     tune_nt-xent multi_nt-xent vanilla_nt-xent    another form of the contrastive loss
 #     multi_best-teacher            ACL-CL's teacher chosen by its loss
 #     mpnet_head_lr mpnet_tune mpnet                the base-size encoder
+#     gate                          what the gate does where gradients conflict: the demo, RTE
 #
 # Run it from the repository's root, where two links must be:
 #
@@ -45,9 +46,10 @@ export MALLOC_TOP_PAD_=200000000
 # scaled LR FACTOR: their product.
 scaled() { awk "BEGIN { print $1 * $2 }"; }
 
-# heads_rate OPTIONS..: --head-lr, 20 times what follows --lr, unless it is among the options.
+# heads_rate OPTIONS..: --head-lr, 20 times what follows --lr, unless it is among the options, or
+# no --lr is (the demo has its own).
 heads_rate() {
-  [[ "$*" == *"--head-lr"* ]] && return
+  [[ "$*" == *"--head-lr"* || "$*" != *"--lr "* ]] && return
   local lr=${*##*--lr }
   echo "--head-lr $(scaled "${lr%% *}" 20)"
 }
@@ -372,8 +374,29 @@ ablate() {
   done
 }
 
+# Every rule where gradients do conflict: the demo with its defaults, and SCL in one epoch of RTE at
+# the pilot's temperature.  observe is the plain sum, its angle measured.
+gate() {
+  local seed rule
+  local rte="--exits last --epochs 1 --lr 1e-4 --weight 0.5 --temperature 0.1"
+  for seed in ${GATE_SEEDS:-1 2 3 4 5}; do
+    echo "gate/ce demo ce $seed"
+    echo "gate/all-exits demo ce $seed --exits all"
+    for rule in observe discard project weigh; do
+      echo "gate/$rule demo acl-grad $seed --conflict $rule"
+      echo "gate/$rule demo acl-cl $seed --exits all --conflict $rule"
+    done
+  done
+  for seed in ${GATE_SEEDS:-1 2 3 4 5}; do
+    echo "gate/ce rte ce $seed $rte"
+    for rule in observe discard project weigh; do
+      echo "gate/$rule rte scl $seed $rte --conflict $rule"
+    done
+  done
+}
+
 BLOCKS="tune tune_vanilla multi vanilla pilot_temperature0.1 multi_lr1e-4 ablate tries few
-  tune_nt-xent multi_nt-xent vanilla_nt-xent multi_best-teacher mpnet_head_lr mpnet_tune mpnet"
+  tune_nt-xent multi_nt-xent vanilla_nt-xent multi_best-teacher mpnet_head_lr mpnet_tune mpnet gate"
 for block in "$@"; do
   if [[ " $(echo $BLOCKS) " != *" $block "* ]]; then
     echo "run.sh: no block $block; there are" $BLOCKS >&2

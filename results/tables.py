@@ -505,6 +505,26 @@ def tries(runs):
     return [*table(caption, header, rows), *exit_tables(runs, method_and_setting)]
 
 
+def gate(runs):
+    """What each rule does: score, difference to the plain sum, how often it acted."""
+    header = ["", "seeds", "score", "to the plain sum", "to ce", "conflicts", "kept"]
+    lines = []
+    for task in tasks_of(runs):
+        rows = []
+        for name, some in kinds_of(select(runs, task=task), method_and_setting):
+            method = some[0]["method"]
+            plain = select(runs, task=task, method=method, setting="observe")
+            layers = some[0]["exit_layers"]
+            ce = select(runs, task=task, method="ce", exit_layers=layers)
+            row = [name, len(some), show(run["score"] for run in some)]
+            for others in (plain, ce):
+                is_itself = others and others[0] in some
+                row.append("" if is_itself else difference(some, others, "score"))
+            rows.append([*row, percent(some, "conflict_share"), percent(some, "kept")])
+        lines += table(f"**{task}**", header, rows)
+    return lines
+
+
 def few(runs):
     return [*exit_tables(runs), *difference_tables(runs, runs)]
 
@@ -618,6 +638,10 @@ BLOCKS = {
                "At learning rate 1e-4.  Mean over exits, over their lower half, deepest exit; "
                "differences of the mean over exits to the same method and to ce, both in the "
                "tables at 1e-4; none: no gate, a plain sum.", ablate),
+    "gate": ("What the gate does where gradients conflict",
+             "Score of the deepest exit on dev; observe: the plain sum; conflicts: steps over 90 "
+             "degrees; kept: mean length of what was added over that of the gradient.  The demo "
+             "with its defaults; RTE: one epoch, one exit, weight 0.5, temperature 0.1.", gate),
     "few": ("Few samples",
             "1,000 samples of SST-2's train split, 6 epochs, scored on the 2,000 after them; "
             "acl-grad with weight 0.1, temperature 0.5.", few),
