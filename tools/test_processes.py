@@ -18,9 +18,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-import exits
+
 import train
-from tools import machine, processes
+from tools import encoders, machine, processes
 from tools.small_runs import answer, call, read_logits, read_run, read_steps, small_task, start
 from tools.testing import Words, one_batch, small_model, words_split
 
@@ -83,7 +83,7 @@ class KeepGradients:
         self.folder = folder
 
     def __call__(self):
-        exits.dropout_of = lambda config: 0.3
+        encoders.dropout_of = lambda config: 0.3
         real_clip = torch.nn.utils.clip_grad_norm_
 
         def clip(parameters, limit):
@@ -111,7 +111,7 @@ def test_two_processes_are_one(method, at, task, tmp_path, monkeypatch):
     two.mkdir()
     statuses, errors = together([*options, "--output", two], two, KeepGradients(two))
     assert statuses == [0, 0], errors
-    for module, name in ((exits, "dropout_of"), (torch.nn.utils, "clip_grad_norm_")):
+    for module, name in ((encoders, "dropout_of"), (torch.nn.utils, "clip_grad_norm_")):
         monkeypatch.setattr(module, name, getattr(module, name))  # and so put back afterwards
     KeepGradients(one)()
     assert call(*options, "--output", one) == 0
