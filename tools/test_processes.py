@@ -18,7 +18,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-
 import train
 from tools import encoders, machine, processes
 from tools.small_runs import answer, call, read_logits, read_run, read_steps, small_task, start
