@@ -6,7 +6,7 @@ contrastive learning (SCL) moves samples of one class towards each other, wherev
 embeddings are, and so the two can pull h_i in different directions.
 
     ACL-Embed   lets the label embeddings take part: they are K more samples, l_k labelled k.
-    ACL-CL      lets the deepest exit of a multi-exit BERT be what its other exits move towards.
+    ACL-CL      moves the samples of a multi-exit BERT's other exits towards its deepest exit.
 
 The three contrastive losses are one formula, `contrastive_loss`, with other anchors and keys:
 
@@ -18,7 +18,8 @@ The three contrastive losses are one formula, `contrastive_loss`, with other anc
 
 Letters: N samples, K classes, d hidden size, A anchors, B keys; tau is the temperature.
 Formulas count from 1, indices from 0.  Losses are in nats and float32, whatever autocast says.
-To copy one loss, take it with the kernel, the first part of this file.
+To copy one loss, take it with the kernel, the first part of this file.  `kd_loss`, the multi-exit
+baseline, is not contrastive.
 """
 
 import torch
@@ -45,23 +46,23 @@ def contrastive_loss(anchors, keys, positive, temperature, exclude_self=False):
         z_b = unit(keys)  # (B, d)
         similarity = z_a @ z_b.T / temperature  # (A, B)
 
-    # b = a leaves both sums.  The lowest number instead of -inf: in a batch of one it is all
-    # there is, and its own log-probability must not be -inf - (-inf) = NaN.
+    # An anchor is not its own key: b = a leaves both sums.  With the lowest number, not -inf: in
+    # a batch of one nothing else is left, and log p(a|a) would be -inf - (-inf) = NaN.
     if exclude_self:
         itself = torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)  # (A, A)
         positive = positive & ~itself
         lowest = torch.finfo(similarity.dtype).min
         similarity = similarity.masked_fill(itself, lowest)
 
-    # log p(b|a)
+    # log p(b|a), by logsumexp: exp alone overflows at a small temperature.
     log_p = similarity - similarity.logsumexp(dim=1, keepdim=True)  # (A, B)
 
-    # -1/|P(a)| sum_{p in P(a)} log p(p|a)
+    # -1/|P(a)| sum_{p in P(a)} log p(p|a).  Without a positive 0 / 1 = 0, not 0 / 0.
     size_of_P = positive.sum(dim=1)  # (A,)
     sum_over_P = log_p.masked_fill(~positive, 0).sum(dim=1)  # (A,)
     loss_of_a = -sum_over_P / size_of_P.clamp(min=1)  # (A,)
 
-    # The mean over anchors with a positive; the others' 0 / 1 adds nothing.
+    # The mean over anchors with a positive.  The others add 0, and are not counted.
     anchors_with_positive = (size_of_P > 0).sum()
     return loss_of_a.sum() / anchors_with_positive.clamp(min=1)
 
@@ -78,11 +79,15 @@ def unit(x):
 
 
 def check(temperature, labels, **matrices):
-    """Raise ValueError that names the wrong argument.  matrices: name=tensor of every (N, d)
-    representation and, ending in label_embeddings, the (K, d) label embeddings."""
+    """Raise ValueError that names the wrong argument.
+
+    matrices: every matrix of the loss as name=tensor.  A name that ends in label_embeddings stands
+    for (K, d), any other for (N, d).
+    """
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be a number above 0, not {temperature}")
 
+    # Tensors first: what follows asks for their dtype and shape.
     tensors = {**matrices, "labels": labels}
     for name, matrix in tensors.items():
         if not isinstance(matrix, torch.Tensor):
@@ -109,8 +114,10 @@ def check(temperature, labels, **matrices):
 
 
 def check_range(labels, K):
-    """Raise ValueError unless labels lie in 0..K-1.  Not on a GPU, where looking means waiting
-    for it; cross-entropy asserts the same there."""
+    """Raise ValueError unless labels lie in 0..K-1.
+
+    On the CPU only: on a GPU, looking means waiting for it, and cross-entropy asserts the same.
+    """
     if labels.device.type == "cpu":
         low = labels.min().item()
         high = labels.max().item()
@@ -156,9 +163,13 @@ def acl_embed_loss(h, labels, label_embeddings, temperature):
     tensor(0.1269)
     """
     check(temperature, labels, h=h, label_embeddings=label_embeddings)
+
+    # Label embedding k is one more sample, labelled k.
     items = torch.cat([h.float(), label_embeddings.float()])  # (N + K, d)
     classes = torch.arange(len(label_embeddings), device=labels.device)  # (K,)
     item_labels = torch.cat([labels, classes])  # (N + K,)
+
+    # Items are anchors and keys; the kernel leaves each out of its own positives.
     positive = item_labels[:, None] == item_labels[None, :]  # (N + K, N + K)
     return contrastive_loss(items, items, positive, temperature, exclude_self=True)
 
@@ -173,7 +184,8 @@ def acl_cl_loss(student_h, teacher_h, labels, teacher_label_embeddings, temperat
 
     student_h (N, d) of exit m; teacher_h (N, d) and teacher_label_embeddings (K, d) of the
     deepest exit M; labels (N,) int64 in 0..K-1.  A float32 scalar.  sg, stop-gradient: nothing
-    flows into the teacher.  Raises ValueError.
+    flows into the keys.  It does flow into the layers below exit m, which the teacher shares.
+    Raises ValueError.
     """
     check(
         temperature,
@@ -182,9 +194,13 @@ def acl_cl_loss(student_h, teacher_h, labels, teacher_label_embeddings, temperat
         teacher_h=teacher_h,
         teacher_label_embeddings=teacher_label_embeddings,
     )
+
+    # What the student moves towards: the teacher's samples and its label embeddings.
     keys = torch.cat([teacher_h.float(), teacher_label_embeddings.float()])  # (N + K, d)
     classes = torch.arange(len(teacher_label_embeddings), device=labels.device)  # (K,)
     key_labels = torch.cat([labels, classes])  # (N + K,)
+
+    # No exclude_self: key i is another vector than anchor i, one to move towards.
     positive = labels[:, None] == key_labels[None, :]  # (N, N + K)
     return contrastive_loss(student_h, keys.detach(), positive, temperature)
 
@@ -199,16 +215,22 @@ def kd_loss(student_logits, teacher_logits, temperature):
     """
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be a number above 0, not {temperature}")
+
+    # Tensors first: what follows asks for their shape.
     logits = {"student_logits": student_logits, "teacher_logits": teacher_logits}
     for name, matrix in logits.items():
         if not isinstance(matrix, torch.Tensor) or not matrix.is_floating_point():
             found = getattr(matrix, "dtype", type(matrix).__name__)
             raise ValueError(f"{name} must be a floating-point tensor, not {found}")
+
+    # float32, as in the other losses; the teacher is a constant.
     s = student_logits.float()  # (N, K)
     t = teacher_logits.detach().float()  # (N, K)
     if s.shape != t.shape or s.dim() != 2:
         found = f"{tuple(s.shape)} and {tuple(t.shape)}"
         raise ValueError(f"student_logits and teacher_logits must be (N, K) both, not {found}")
+
+    # Both as log-probabilities, or a probability that rounds to 0 would give log 0.
     log_student = F.log_softmax(s / temperature, dim=-1)
     log_teacher = F.log_softmax(t / temperature, dim=-1)
     kl = F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
