@@ -10,6 +10,7 @@ finite is one.
     python grad_surgery.py runs/rte_acl-grad_1            # the angles in a finished run
 """
 
+import math
 import sys
 
 import torch
@@ -23,8 +24,8 @@ def acl_grad(ce_loss, acl_loss, parameters, weight):
     ce_loss, acl_loss: scalars from ONE forward (two have two sets of dropout masks, whose
     gradients cannot be compared); their graph is freed.  parameters: leaf tensors, the
     classifier's too: what is not among them gets no gradient.  weight: lambda >= 0.  `.grad` is
-    replaced, not added to.  Returns the cosine between both gradients, NaN where it is not finite,
-    0 where one is zero.  Raises ValueError.
+    replaced, not added to.  Returns the cosine between both gradients: NaN where one of them is not
+    finite, 0 where one is zero.  Raises ValueError.
 
     Caveat: torch's checkpoint(.., use_reentrant=True) hides the parameters inside it, in silence:
     they look unused and get None.  Use use_reentrant=False, as transformers does.
@@ -40,16 +41,19 @@ def acl_grad(ce_loss, acl_loss, parameters, weight):
     if not 0 <= weight < float("inf"):
         raise ValueError(f"weight must be a number of 0 or more, not {weight}")
 
-    # Both gradients from one graph.  g_CE lies in .grad, None where CE does not reach.
+    # What is frozen has no gradient, and a tensor that is no leaf keeps none.
     parameters = [p for p in parameters if p.requires_grad]
     if not all(p.is_leaf for p in parameters):
         raise ValueError("parameters must be an iterable of leaf tensors: model.parameters()")
+
+    # Both gradients from one graph.  g_CE lies in .grad, None where CE does not reach.
     for p in parameters:
         p.grad = None
     ce_loss.backward(inputs=parameters, retain_graph=True)
     g_acl = torch.autograd.grad(acl_loss, parameters, allow_unused=True)
 
     # <g_CE, g_ACL>, |g_CE|^2 and |g_ACL|^2, in float32 or better: half precision would overflow.
+    # The zeros are the answer where no parameter is reached by both.
     products = [torch.zeros(3, device=ce_loss.device)]
     for p, g in zip(parameters, g_acl):
         if p.grad is not None and g is not None:
@@ -68,15 +72,17 @@ def acl_grad(ce_loss, acl_loss, parameters, weight):
             elif g is not None:
                 p.grad = p.grad.add(g, alpha=weight)
 
+    # A length of 0 is a zero gradient, and then the dot product is 0 as well.
     length = (ce_squared * acl_squared) ** 0.5
     return dot / length if length else dot
 
 
 # ------------------------------------------------------------------- not the paper's
 #
-# Other rules for the same two gradients, and the test where it is nearly free.  A backward
-# takes two forwards, so two of them cost (1 + 2 + 2) / (1 + 2) = 1.67 of a plain step, with any
-# rule; the test at the representations runs one backward, about 1.0 of a plain step.
+# Other rules for the same two gradients, and the test at a place where it is nearly free.  A
+# backward takes as long as two forwards, so a step with two of them takes (1 + 2 + 2) / (1 + 2) =
+# 1.67 times a plain one, with any rule.  The test at the representations needs one backward: about
+# 1.0 times a plain step.
 
 RULES = {
     "observe": "keep everything: the plain sum, its angle measured (the paper's pilot)",
@@ -104,12 +110,15 @@ def apply_rule(ce_loss, acl_loss, parameters, weight, rule):
     """
     check_rule(rule, RULES)
     check_step(weight, ce_loss=ce_loss, acl_loss=acl_loss)
+
+    # Both gradients from one graph, and what the rule makes of their angle.
     parameters = trainable(parameters)
     g_ce = torch.autograd.grad(ce_loss, parameters, retain_graph=True, allow_unused=True)
     g_acl = torch.autograd.grad(acl_loss, parameters, allow_unused=True)
     products = inner_products(g_ce, g_acl)
     along_ce, along_acl = factors(products, rule)
 
+    # A factor of 0 leaves its term out instead of multiplying by it: 0 * NaN is NaN.
     for p, a, b in zip(parameters, g_ce, g_acl):
         g = a
         if a is not None and b is not None and along_ce != 0:
@@ -142,7 +151,7 @@ def acl_grad_features(ce_loss, acl_losses, h, parameters, weight, rule="discard"
         raise ValueError(f"acl_losses must be one for each of the {len(h)} exits of h, not "
                          f"{len(losses)}")
 
-    # Both walks end at h, just below the losses: a few products of N x K, next to nothing.
+    # Both backward passes stop at h, just below the losses: a few small products, nearly free.
     g_ce = torch.autograd.grad(ce_loss, h, retain_graph=True)[0]  # (M, N, d)
     g_acl = torch.autograd.grad(sum(acl_losses), h, retain_graph=True)[0]  # (M, N, d)
     products = inner_products(g_ce, g_acl)  # one triple for each exit
@@ -154,6 +163,7 @@ def acl_grad_features(ce_loss, acl_losses, h, parameters, weight, rule="discard"
         if along_acl != 0:
             total = total + weight * along_acl * acl_loss
 
+    # The one backward through the model.
     parameters = trainable(parameters)
     for p in parameters:
         p.grad = None
@@ -163,31 +173,30 @@ def acl_grad_features(ce_loss, acl_losses, h, parameters, weight, rule="discard"
 
 def inner_products(g_ce, g_acl):
     """(<g_CE, g_ACL>, |g_CE|^2, |g_ACL|^2) of each pair of tensors; None where one is None."""
+    shared = []  # indices of the pairs
     triples = []
-    for a, b in zip(g_ce, g_acl):
+    for i, (a, b) in enumerate(zip(g_ce, g_acl)):
         if a is not None and b is not None:
+            shared.append(i)
             precise = torch.promote_types(a.dtype, torch.float32)
             a = a.flatten().to(precise)
             b = b.flatten().to(precise)
             triples.append(torch.stack([a.dot(b), a.dot(a), b.dot(b)]).double())
-    if not triples:
-        return [None] * len(g_acl)
 
     # One wait for the device, for all triples together.
-    found = iter(torch.stack(triples).tolist())
-    products = []
-    for a, b in zip(g_ce, g_acl):
-        shared = a is not None and b is not None
-        products.append(next(found) if shared else None)
+    products = [None] * len(g_acl)
+    if triples:
+        for i, triple in zip(shared, torch.stack(triples).tolist()):
+            products[i] = triple
     return products
 
 
 def factors(products, rule):
-    """along_ce and along_acl of `apply_rule` for one rule; not finite counts as a conflict."""
+    """along_ce and along_acl of `apply_rule`.  A cosine that is not finite counts as a conflict."""
     cosine = cosine_of(products)
     if rule == "observe":
         return 0.0, 1.0
-    if cosine != cosine:  # NaN
+    if math.isnan(cosine):
         return 0.0, 0.0
     if rule == "weigh":
         return 0.0, max(0.0, cosine)
@@ -202,8 +211,10 @@ def factors(products, rule):
 
 
 def cosine_of(products):
-    """Cosine from `inner_products`, or from some of them, one layer's say: NaN where something
-    is not finite, 0 where a gradient is zero."""
+    """Cosine from `inner_products`, or from some of them, say one layer's.
+
+    NaN where something is not finite, 0 where a gradient is zero.
+    """
     dot, ce_squared, acl_squared = sums_of(products)
     length = (ce_squared * acl_squared) ** 0.5
     return dot / length if length else dot
@@ -212,17 +223,23 @@ def cosine_of(products):
 def sums_of(products):
     """The triples of `inner_products` added up."""
     triples = [triple for triple in products if triple is not None]
-    return [sum(column) for column in zip((0.0, 0.0, 0.0), *triples)]
+
+    # With zeros in front, which are the sums where no parameter is reached by both.
+    columns = zip((0.0, 0.0, 0.0), *triples)
+    return [sum(column) for column in columns]
 
 
 def check_rule(rule, allowed):
-    """ValueError for a rule that is not there."""
+    """ValueError for a rule that is not one of `allowed`."""
     if rule not in allowed:
         raise ValueError(f"rule must be one of {', '.join(allowed)}, not {rule!r}")
 
 
 def check_step(weight, **losses):
-    """ValueError that names what is no scalar, or a weight below 0: `acl_grad`'s own checks."""
+    """ValueError that names what is no scalar, or a weight below 0.
+
+    `acl_grad` has the same lines, and those of `trainable`, so that it can be copied alone.
+    """
     for name, loss in losses.items():
         if not isinstance(loss, torch.Tensor) or loss.dim() != 0:
             raise ValueError(f"{name} must be a scalar tensor, not {loss!r:.60}")
@@ -231,7 +248,7 @@ def check_step(weight, **losses):
 
 
 def trainable(parameters):
-    """Those that want a gradient, as a list; ValueError for what is no leaf tensor."""
+    """The parameters that want a gradient, as a list; ValueError for what is no leaf tensor."""
     parameters = [p for p in parameters if p.requires_grad]
     if not all(p.is_leaf for p in parameters):
         raise ValueError("parameters must be an iterable of leaf tensors: model.parameters()")
@@ -239,7 +256,7 @@ def trainable(parameters):
 
 
 def main():
-    """The report of finished runs is no part of the method."""
+    """The report of finished runs.  It lies in tools/, for it is no part of the method."""
     try:
         from tools import angles
     except ImportError:
