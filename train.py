@@ -8,8 +8,8 @@
 
 Each seed leaves runs/<task>_<method>_<seed>/:
 
-    config.json   every option, the seed, versions     steps.csv    a line a step: losses, angle
-    exits.csv     an epoch and exit: its scores        model/       the encoder, its tokenizer
+    config.json   every option, the seed, versions     steps.csv    a line a step: losses, angle ..
+    exits.csv     a line an epoch and exit: scores ..  model/       the encoder, its tokenizer
     result.json   what the last epoch scored           classifiers.safetensors
     dev_logits.safetensors  every exit's dev logits    RTE.tsv ..   --predict: GLUE's submission
 
@@ -34,6 +34,7 @@ METHODS = {
     "acl-cl": "acl-grad, and the deepest exit guides the others, by the contrastive loss",
     "kd": "CE + weight distillation from the deepest exit to the others",
 }
+# "none" and grad_surgery.RULES, written out: importing them would mean waiting for torch.
 RULES = ("none", "observe", "discard", "project", "weigh")
 
 
@@ -52,10 +53,11 @@ def parse_args(argv=None):
     # The method.
     add("--weight", type=float, help="lambda of the second loss")
     add("--temperature", type=float, help="tau of the second loss")
-    add("--conflict", choices=RULES, help="gate: what is done with a conflicting gradient")
+    add("--conflict", choices=RULES, help="gate: what a conflict does to the second gradient")
     add("--conflict-at", choices=("parameters", "features"), default="parameters",
         help="where it is looked for; features: at h, approximate, one backward")
-    add("--exit-weights", choices=("depth", "uniform"), default="depth", help="w_m: m, or 1")
+    add("--exit-weights", choices=("depth", "uniform"), default="depth", 
+        help="w_m: the exit's layer number, or 1")
     add("--no-students-embed", dest="students_embed", action="store_false",
         help="acl-cl: students without an ACL-Embed of their own")
     # The training.
@@ -69,8 +71,8 @@ def parse_args(argv=None):
     add("--limit-train", type=int, help="only the first so many samples of train")
     add("--holdout", type=int, help="the last so many of train become dev: to choose options")
     # The machine and the files.
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 autocast "
-        "where the hardware has it")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
+        help="auto: bf16 autocast where the hardware has it")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="cuda, else cpu")
     add("--output", default="runs", help="folder of the runs")
     add("--resume", action="store_true", help="go on with unfinished runs")
@@ -125,28 +127,37 @@ from tools.progress import Progress, waiting
 
 
 def losses(args, model, h, logits, labels):
-    """L_CE and L_ACL of one batch, over the exits m = 1 .. M that weigh w_m.
+    """L_CE and L_ACL of one batch: means over the exits m = 1 .. M with weights w_m.
 
         L_CE  = sum_m w_m L_CE^m  / sum_m w_m            w_m: exit m's layer number, or 1
         L_ACL = sum_m w_m L_ACL^m / sum_m w_m
 
     h (M, N, d), logits (M, N, K), labels (N,).  Returns the scalar L_CE and the M summands of
-    L_ACL.  lambda is not in them.
+    L_ACL, each with its share of the weights but without lambda.  L_ACL is the method's second
+    loss, whichever that is: SCL's and distillation's as well.
     """
+    # Each exit's share of both losses: w_m / sum_m w_m.
     w = [1] * len(h) if args.exit_weights == "uniform" else model.exits
+    shares = [w_m / sum(w) for w_m in w]
+
+    # Unweighted, at each exit.
     h = h.unbind()  # M of (N, d)
     label_embeddings = [classifier.weight for classifier in model.classifiers]  # M of (K, d)
-
     ce_losses = [F.cross_entropy(logits_m.float(), labels) for logits_m in logits]
     acl_losses = [
         second_loss(args, m, h, label_embeddings, logits, labels) for m in range(len(h))
     ]
-    ce_loss = sum(w_m / sum(w) * loss for w_m, loss in zip(w, ce_losses))
-    return ce_loss, [w_m / sum(w) * loss for w_m, loss in zip(w, acl_losses)]
+
+    # The gate may judge exit by exit, so the second loss is not summed yet.
+    ce_loss = sum(share * loss for share, loss in zip(shares, ce_losses))
+    return ce_loss, [share * loss for share, loss in zip(shares, acl_losses)]
 
 
 def second_loss(args, m, h, label_embeddings, logits, labels):
-    """L_ACL^m, what the method adds to cross-entropy at exit m: a scalar."""
+    """L_ACL^m, what the method adds to cross-entropy at exit m: a scalar.
+
+    m: an index, from 0.  h, label_embeddings, logits: one entry for each exit.
+    """
     tau = args.temperature
     teacher = teacher_exit(logits, labels)
     if args.method == "scl":
@@ -154,7 +165,8 @@ def second_loss(args, m, h, label_embeddings, logits, labels):
     if args.method in ("acl-embed", "acl-grad"):
         return acl.acl_embed_loss(h[m], labels, label_embeddings[m], tau)
 
-    # The teacher trains like acl-embed; a student is guided by it, and trains like it as well.
+    # Every exit trains as with acl-embed (students unless --no-students-embed); the deepest
+    # guides the others besides.
     if args.method == "acl-cl" and m == teacher:
         return acl.acl_embed_loss(h[m], labels, label_embeddings[m], tau)
     if args.method == "acl-cl":
@@ -168,7 +180,10 @@ def second_loss(args, m, h, label_embeddings, logits, labels):
 
 
 def teacher_exit(logits, labels):
-    """The deepest exit (our reading), as an index.  logits (M, N, K), labels (N,)."""
+    """The deepest exit (our reading), as an index.
+
+    logits (M, N, K) and labels (N,) are not needed for it, but for other choices: the best exit.
+    """
     return len(logits) - 1
 
 
@@ -187,34 +202,35 @@ def training_step(args, model, batch, weight, bf16):
         acl-grad, acl-cl    g = g_CE + lambda 1[<g_CE, g_ACL> >= 0] g_ACL    grad_surgery.acl_grad
         scl                 g = (1 - lambda) g_CE + lambda g_SCL             arXiv 2011.01403
 
-    Returns ce_loss, acl_loss and the cosines between both gradients: one, one for each exit with
-    --conflict-at features, none where no gate looks.
+    This is without --conflict, which gives any method with a second loss another gate, or none.
+    Returns L_CE and L_ACL as `losses` gave them, before lambda and the gate, and the cosines
+    between both gradients: one; with --conflict-at features one for each exit; none without gate.
     """
     # The forward, at every exit.
     labels = batch.pop("label")  # (N,)
     with torch.autocast(labels.device.type, torch.bfloat16, enabled=bf16):
         h, logits = model(batch)  # (M, N, d), (M, N, K)
 
-    # Both losses.
+    # Both losses, as they are logged.
     ce_loss, acl_losses = losses(args, model, h, logits, labels)
     acl_loss = sum(acl_losses)
+
+    # lambda enters from here on and nowhere else.  SCL mixes, the others add.
     share_of_ce = 1 - weight if args.method == "scl" else 1.0
     ce_term = share_of_ce * ce_loss
 
-    # The gradient.  lambda enters here and nowhere else.
+    # The gradient: a plain sum without a gate, else what the rule makes of the two.
+    rule = args.conflict
     model.zero_grad()
     parameters = list(model.parameters())
     cosines = []
-    if args.conflict == "none":
+    if rule == "none":
         (ce_term + weight * acl_loss).backward()
     elif args.conflict_at == "features":
-        cosines = grad_surgery.acl_grad_features(
-            ce_term, acl_losses, h, parameters, weight, args.conflict
-        )
-    elif args.conflict == "discard":
+        cosines = grad_surgery.acl_grad_features(ce_term, acl_losses, h, parameters, weight, rule)
+    elif rule == "discard":
         cosines = [grad_surgery.acl_grad(ce_term, acl_loss, parameters, weight)]
     else:
-        rule = args.conflict
         cosines = [grad_surgery.apply_rule(ce_term, acl_loss, parameters, weight, rule)]
     return ce_loss.detach(), acl_loss.detach(), cosines
 
@@ -240,27 +256,32 @@ def train_one(args, seed, task, splits, model, tokenizer, device, run):
     dev = None
 
     while step < total_steps:
-        # The epoch's batches, less what was done before a kill.
+        # The epoch's batches, less what was done before a kill and what --max-steps cuts off.
         epoch = step // steps_per_epoch + 1
-        order = torch.Generator().manual_seed(1000 * seed + epoch)
-        batches = glue.bucketed_batches(lengths, args.batch_size, order)
-        batches = batches[step % steps_per_epoch:][:total_steps - step]
+        generator = torch.Generator().manual_seed(1000 * seed + epoch)
+        batches = glue.bucketed_batches(lengths, args.batch_size, generator)
+        batches = batches[step % steps_per_epoch:]
+        batches = batches[:total_steps - step]
         bar = Progress(glue.loader(train, batches, tokenizer), f"epoch {epoch}/{args.epochs}")
 
         model.train()
         run.start_clock()
         for batch in bar:
-            # A step's dropout depends on seed and step alone: a resumed run needs no more.
+            # Dropout's seed comes from seed and step alone, so that a resumed run draws the same
+            # masks.  64 apart: each of several processes adds its rank.
             torch.manual_seed(64 * (seed * 1_000_003 + step))
             weight = weight_at(args, step)
             batch = batch.to(device)
             ce_loss, acl_loss, cosines = training_step(args, model, batch, weight, bf16)
+
+            # Three numbers in one transfer, since each transfer waits for the device.
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             ce_loss, acl_loss, norm = torch.stack([ce_loss, acl_loss, norm]).tolist()
             check_finite(step, ce_loss, acl_loss, norm)
             optimizer.step()
 
-            # A step's numbers; whoever sends them elsewhere adds it here.
+            # A step's numbers, counted from 1; lr is the encoder's.  To send them elsewhere, add
+            # a line after log_step.
             step += 1
             row = {"step": step, "epoch": epoch, "ce_loss": ce_loss, "acl_loss": acl_loss}
             row |= angles.telemetry(cosines, args.conflict)
@@ -277,10 +298,13 @@ def train_one(args, seed, task, splits, model, tokenizer, device, run):
         run.save(model, optimizer, schedule, step)
         processes.say(closing.epoch_line(epoch, args.epochs, task.metrics[0], rows))
 
-    if dev is None:  # killed between the last epoch and the end
+    # Without an epoch left: it was killed after the last one, before the end.
+    if dev is None:
         dev, _ = evaluate(model, task, splits, tokenizer, device)
     if args.predict:
         submission.write(model, task, splits, tokenizer, device, run.folder)
+
+    # Samples seen, for examples_per_second: an epoch's last batch may be smaller.
     samples = step * len(train) / steps_per_epoch
     run.finish(model, tokenizer, dev, runs.summary(run, task, args, seed, model.exits, samples))
 
@@ -306,7 +330,10 @@ def make_optimizer(args, model, total_steps):
 
 
 def check_finite(step, ce_loss, acl_loss, norm):
-    """FloatingPointError, before the optimizer spoils the weights with it."""
+    """FloatingPointError, before the optimizer spoils the weights with what is not finite.
+
+    acl_loss alone may be: then the gate has left its gradient out, or else norm is not finite.
+    """
     if not math.isfinite(ce_loss) or not math.isfinite(norm):
         raise FloatingPointError(
             f"step {step + 1}: ce_loss {ce_loss}, acl_loss {acl_loss}, gradient norm {norm}; "
@@ -317,10 +344,12 @@ def check_finite(step, ce_loss, acl_loss, norm):
 def evaluate(model, task, splits, tokenizer, device):
     """Every exit on the dev splits: the tensors that dev_logits.safetensors holds, float32 logits
     (M, R, K) and labels (R,); and a row of exits.csv for each exit, its epoch left out."""
-    tensors, rows = {}, []
+    tensors = {}
+    rows = []
     for name in [name for name in splits if name.startswith("dev")]:
-        # 2,000 samples of h are enough: the geometry looks at all pairs, and QQP's dev has 40,000.
         labels = torch.tensor(splits[name]["label"][:])  # (R,)
+
+        # 2,000 samples of h are enough: the geometry looks at all pairs, and QQP's dev has 40,000.
         with waiting(f"evaluating on {name}, {len(labels)} samples"):
             h, logits = exits.all_exits(model, splits[name], tokenizer, device, keep_h=2000)
         tensors[f"{name}.logits"] = logits
