@@ -15,7 +15,6 @@ Architecture: second-hand (PCEE-BERT's code by one of the paper's authors).
 
     python exits.py runs/rte_acl-cl_1                  # score against speed-up of a finished run
     python exits.py runs/rte_acl-cl_1 --predict -      # classify the sentences you type
-
 """
 
 import contextlib
@@ -61,14 +60,14 @@ class MultiExitBert(nn.Module):
         self.exits = encoders.parse_exits(exits, self.num_layers)
         self.layers_checked = False  # early_exit looks once whether it can walk them
 
-        # What the pooler of [CLS] is not needed for would only cost time.
+        # Mean pooling does not need the pooler of [CLS], which would only cost time.
         if pooling == "mean":
             encoder.pooler = None
         elif getattr(encoder, "pooler", None) is None:
             kind = config.model_type
             raise InputError(f"a {kind} encoder has no pooler of [CLS]: use --pooling mean")
 
-        # As BERT starts every linear layer.  All are made before the first is filled: another
+        # Filled as BERT's linear layers are.  All are made before the first is filled: another
         # order draws other numbers, and the runs in results/ would not repeat.
         self.dropout = nn.Dropout(encoders.dropout_of(config))
         self.classifiers = nn.ModuleList()
@@ -93,8 +92,10 @@ class MultiExitBert(nn.Module):
         return torch.stack(h)  # (M, N, d)
 
     def represent(self, hidden, mask):
-        """One layer's hidden states (N, L, d), mask (N, L) of tokens -> h (N, d), what the
-        classifier receives, before dropout."""
+        """One layer's hidden states (N, L, d), mask (N, L) of tokens -> h (N, d), before dropout.
+
+        h is what the contrastive losses see, and with dropout what the classifier receives.
+        """
         if self.pooling == "mean":
             weights = mask.unsqueeze(-1).to(hidden.dtype)  # (N, L, 1)
             return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
@@ -113,8 +114,10 @@ class MultiExitBert(nn.Module):
         return torch.stack([classifier(self.dropout(h_m)) for classifier, h_m in pairs])
 
     def head_parameters(self):
-        """What starts from nothing and may want a learning rate of its own: the classifiers, and
-        the pooler where it is new."""
+        """The classifiers, and the pooler where it is new.
+
+        They are not pretrained, and so may want a learning rate of their own.
+        """
         heads = list(self.classifiers.parameters())
         if self.pooling == "cls" and getattr(self.encoder, "pooler_is_new", False):
             heads += self.encoder.pooler.parameters()
@@ -131,13 +134,15 @@ def token_mask(batch):
 #
 # A rule says who may leave now.  It sees the logits (m, n, K) of the m exits passed so far and
 # of the n samples still inside, and returns (n,) bool.  functools.partial(entropy,
-# threshold=0.3) fills in its setting.  Logits, not probabilities; exits first, then samples,
-# which no shape can tell: (N, M, K) by mistake gives another answer, not an error.
+# threshold=0.3) fills in its setting.  It wants logits, not probabilities.  Exits come first, then
+# samples; nothing can check that: (n, m, K) by mistake gives a wrong answer, not an error.
 
 
 def entropy(logits, threshold):
-    """Leave at the first exit with H(p) / log K <= threshold in 0..1 (DeeBERT, arXiv 2004.12993,
-    normalised).  logits (m, n, K) -> (n,) bool."""
+    """Leave at the first exit with H(p) / log K <= threshold in 0..1.
+
+    logits (m, n, K) -> (n,) bool.  DeeBERT (arXiv 2004.12993), normalised.
+    """
     check_rule(logits, threshold=threshold)
     return normalised_entropy(logits[-1]) <= threshold
 
@@ -163,16 +168,18 @@ def patience(logits, patience):
 
 
 def pcee(logits, threshold, patience):
-    """Leave when H(p) / log K <= threshold for `patience` >= 1 exits in a row (PCEE-BERT,
-    second-hand).  logits (m, n, K) -> (n,) bool."""
+    """Leave when H(p) / log K <= threshold for `patience` >= 1 exits in a row.
+
+    logits (m, n, K) -> (n,) bool.  PCEE-BERT, second-hand.
+    """
     check_rule(logits, threshold=threshold, patience=patience)
     sure = normalised_entropy(logits[-patience:]) <= threshold  # (at most patience, n)
     return sure.all(dim=0) & (len(logits) >= patience)
 
 
 def normalised_entropy(logits):
-    """H(p) / log K in 0..1 of logits (..., K).  From log_softmax: softmax and then log give NaN
-    where two logits are 104 or more apart."""
+    """H(p) / log K in 0..1 of logits (..., K)."""
+    # Not softmax and then log, which give NaN where two logits are 104 or more apart.
     log_p = F.log_softmax(logits.float(), dim=-1)
     H = -(log_p.exp() * log_p).sum(dim=-1)
     log_K = torch.tensor(float(logits.shape[-1]), device=H.device).log()  # in float32, as H is
@@ -180,14 +187,15 @@ def normalised_entropy(logits):
 
 
 def check_rule(logits, threshold=0.0, patience=1):
-    """ValueError for what would be answered without a word, but wrongly."""
+    """ValueError for what a rule would answer wrongly without an error."""
     check_logits(logits)
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be a number from 0 to 1, not {threshold}")
     if not isinstance(patience, int) or patience < 1:
         raise ValueError(f"patience must be a whole number of exits from 1, not {patience}")
 
-    # One sample's logits may be positive and sum to 1 by chance, six samples' hardly.
+    # Probabilities by mistake: one row of logits may be positive and sum to 1 by chance, six
+    # rows hardly.
     m, n, _ = logits.shape
     if m * n < 6 or logits.is_meta or logits.min() < 0:
         return
@@ -198,34 +206,40 @@ def check_rule(logits, threshold=0.0, patience=1):
 
 def check_logits(logits):
     """ValueError unless they are floating point (m, n, K) with two classes or more."""
-    letters = "floating point (m, n, K): exits, samples, two classes or more"
+    wanted = "floating point (m, n, K): exits, samples, two classes or more"
     if not isinstance(logits, torch.Tensor):
-        raise ValueError(f"logits must be {letters}; not {type(logits).__name__}")
+        raise ValueError(f"logits must be {wanted}; not {type(logits).__name__}")
     is_stack = logits.dim() == 3 and logits.is_floating_point()
     if not is_stack or logits.shape[0] == 0 or logits.shape[2] < 2:
         found = f"{logits.dtype} {tuple(logits.shape)}"
-        raise ValueError(f"logits must be {letters}; not {found}")
+        raise ValueError(f"logits must be {wanted}; not {found}")
 
 
 def who_leaves(rule, logits):
     """What a rule says of logits (m, n, K), its answer checked: (n,) bool.  Raises ValueError."""
     leave = rule(logits)
     n = logits.shape[1]
+
+    # A rule may be of one's own; one that forgets a dimension would drop the wrong samples.
     found = type(leave).__name__
+    is_mask = False
     if isinstance(leave, torch.Tensor):
         found = f"{leave.dtype} {tuple(leave.shape)}"
-    if found != f"torch.bool ({n},)":
+        is_mask = leave.dtype == torch.bool and leave.shape == (n,)
+    if not is_mask:
         raise ValueError(f"a rule must return torch.bool ({n},), one for each sample; not {found}")
     return leave
 
 
 def exit_indices(logits, rule):
-    """Who would leave where, from stored logits (M, R, K) of all exits: (R,) int64, an index
-    0..M-1 into the exits.  Raises ValueError."""
+    """Who would leave where, from stored logits (M, R, K) of all exits.
+
+    Returns (R,) int64: an index 0..M-1 into the exits, not a layer number.  Raises ValueError.
+    """
     check_logits(logits)
     M, R, _ = logits.shape
     index = torch.full((R,), M - 1, device=logits.device)  # the deepest exit always answers
-    for m in reversed(range(M - 1)):  # so that the shallowest has the last word
+    for m in reversed(range(M - 1)):  # so that the shallowest exit has the last word
         leave = who_leaves(rule, logits[:m + 1])
         index = torch.where(leave, m, index)
     return index
@@ -251,7 +265,7 @@ def early_exit(model, batch, rule):
     check_layers(model)
     with evaluating(model):
         hidden, attention_mask = embed(model, batch)  # (N, L, d)
-        mask = token_mask(batch)  # (N, L)
+        mask = token_mask(batch)  # (N, L) of the pooling; attention_mask is the layers'
         inside = torch.arange(len(hidden), device=hidden.device)  # (n,) who is where
         K = model.classifiers[0].out_features
         answer = torch.empty(len(hidden), K, device=hidden.device)  # (N, K)
@@ -264,7 +278,7 @@ def early_exit(model, batch, rule):
             if number not in model.exits or (rule is None and not is_last):
                 continue
 
-            # This exit's opinion, and who leaves with it.
+            # This exit's logits, and who leaves with them.
             classifier = model.classifiers[model.exits.index(number)]
             so_far.append(classifier(model.represent(hidden, mask)).float())
             if is_last:
@@ -276,11 +290,13 @@ def early_exit(model, batch, rule):
             answer[inside[leave]] = so_far[-1][leave]
             exit_layers[inside[leave]] = number
 
-            # Whatever belongs to a sample goes with it.
+            # Whatever belongs to a sample that leaves goes with it.
             stay = ~leave
             if not stay.any():
                 break
-            hidden, mask, inside = hidden[stay], mask[stay], inside[stay]
+            hidden = hidden[stay]
+            mask = mask[stay]
+            inside = inside[stay]
             so_far = [logits[stay] for logits in so_far]
             if attention_mask is not None:
                 attention_mask = attention_mask[stay]
@@ -288,10 +304,12 @@ def early_exit(model, batch, rule):
 
 
 def embed(model, batch):
-    """What enters the first layer: hidden (N, L, d), and the attention mask that BERT's layers
-    take, its first dimension N; None where nothing is padded."""
+    """What enters the first layer: hidden (N, L, d), and the attention mask of BERT's layers.
+
+    The mask's first dimension is N; it is None where nothing is padded.
+    """
     encoder = model.encoder
-    inputs = encoders.inputs_for(model.encoder, batch)
+    inputs = encoders.inputs_for(encoder, batch)
     attention_mask = inputs.pop("attention_mask", None)
     hidden = encoder.embeddings(**inputs)
     if hasattr(encoder, "embeddings_project"):  # ELECTRA's smaller embeddings
@@ -301,10 +319,14 @@ def embed(model, batch):
 
 @torch.no_grad()
 def check_layers(model):
-    """InputError unless walking the layers gives what the encoder's own forward gives.  Other
-    families do something else around their layers; so may a new release of transformers."""
+    """InputError unless walking the layers gives what the encoder's own forward gives.
+
+    Other families do something else around their layers; so may a new release of transformers.
+    """
     if model.layers_checked:
         return
+
+    # Two short sentences, one of them padded, since the mask is where families differ, too.
     device = next(model.parameters()).device
     ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 8]], device=device)
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], device=device)
@@ -351,6 +373,8 @@ def all_exits(model, split, tokenizer, device, keep_h=0, batch_size=64):
     batches = lengths.argsort(stable=True).split(batch_size)
     M, R = len(model.exits), len(split)
     K = model.classifiers[0].out_features
+
+    # A batch's rows go to where its samples stand in the split.
     kept = torch.empty(M, min(keep_h, R), model.encoder.config.hidden_size)
     logits = torch.empty(M, R, K)
     with evaluating(model):
