@@ -220,7 +220,7 @@ def who_leaves(rule, logits):
     leave = rule(logits)
     n = logits.shape[1]
 
-    # A rule may be of one's own; one that forgets a dimension would drop the wrong samples.
+    # A rule may be one's own, and an answer of another shape would broadcast in silence.
     found = type(leave).__name__
     is_mask = False
     if isinstance(leave, torch.Tensor):
@@ -326,7 +326,7 @@ def check_layers(model):
     if model.layers_checked:
         return
 
-    # Two short sentences, one of them padded, since the mask is where families differ, too.
+    # Two short sentences, one of them padded, so that the mask is tried as well.
     device = next(model.parameters()).device
     ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 8]], device=device)
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], device=device)
