@@ -31,24 +31,24 @@ WITH_F1 = ("accuracy", "f1")
 ENTAILMENT = ("entailment", "not_entailment")
 NO_YES = ("0", "1")
 
-ONE = ("sentence",)
-TWO = ("sentence1", "sentence2")
-ASKED = ("question1", "question2")
-ANSWER = ("question", "sentence")
+ONE_SENTENCE = ("sentence",)
+TWO_SENTENCES = ("sentence1", "sentence2")
+TWO_QUESTIONS = ("question1", "question2")
+QUESTION_SENTENCE = ("question", "sentence")
 MRPC_TSV = ("#1 String", "#2 String")
 MNLI_HUB = ("premise", "hypothesis")
 MNLI_LABELS = ("entailment", "neutral", "contradiction")
 
 GLUE_TASKS = [
-    Task("cola", "CoLA", ONE, ONE, "label", NO_YES, ("matthews",)),
-    Task("sst2", "SST-2", ONE, ONE, "label", NO_YES, ACCURACY),
-    Task("mrpc", "MRPC", TWO, MRPC_TSV, "Quality", NO_YES, WITH_F1),
-    Task("qqp", "QQP", ASKED, ASKED, "is_duplicate", NO_YES, WITH_F1),
-    Task("mnli", "MNLI", MNLI_HUB, TWO, "gold_label", MNLI_LABELS, ACCURACY),
-    Task("qnli", "QNLI", ANSWER, ANSWER, "label", ENTAILMENT, ACCURACY),
-    Task("rte", "RTE", TWO, TWO, "label", ENTAILMENT, ACCURACY),
-    Task("wnli", "WNLI", TWO, TWO, "label", NO_YES, ACCURACY),
-    Task("demo", "demo", TWO, TWO, "label", ENTAILMENT, ACCURACY),
+    Task("cola", "CoLA", ONE_SENTENCE, ONE_SENTENCE, "label", NO_YES, ("matthews",)),
+    Task("sst2", "SST-2", ONE_SENTENCE, ONE_SENTENCE, "label", NO_YES, ACCURACY),
+    Task("mrpc", "MRPC", TWO_SENTENCES, MRPC_TSV, "Quality", NO_YES, WITH_F1),
+    Task("qqp", "QQP", TWO_QUESTIONS, TWO_QUESTIONS, "is_duplicate", NO_YES, WITH_F1),
+    Task("mnli", "MNLI", MNLI_HUB, TWO_SENTENCES, "gold_label", MNLI_LABELS, ACCURACY),
+    Task("qnli", "QNLI", QUESTION_SENTENCE, QUESTION_SENTENCE, "label", ENTAILMENT, ACCURACY),
+    Task("rte", "RTE", TWO_SENTENCES, TWO_SENTENCES, "label", ENTAILMENT, ACCURACY),
+    Task("wnli", "WNLI", TWO_SENTENCES, TWO_SENTENCES, "label", NO_YES, ACCURACY),
+    Task("demo", "demo", TWO_SENTENCES, TWO_SENTENCES, "label", ENTAILMENT, ACCURACY),
 ]
 TASKS = {task.name: task for task in GLUE_TASKS}
 
@@ -85,14 +85,17 @@ def load_task(name, data, limit_train=None, holdout=None, with_test=False):
         if len(split) == 0:
             raise InputError(f"{name}: the {split_name} split in {data} has no rows")
 
-    # Python's slices take what there is where limit_train asks for more.
+    # The rows that stay in train.  A slice takes what there is where limit_train asks for more.
     train = splits["train"]
     numbers = range(len(train))[:limit_train]
+
+    # Options are chosen on train's own rows, so that dev stays unseen until they are.
     if holdout is not None:
         splits = {"train": train, "dev": train.select(numbers[-holdout:])}
         numbers = numbers[:-holdout]
     splits["train"] = train.select(numbers)
 
+    # A class without samples is never learnt: its label embedding is only pushed away.
     present = set(splits["train"]["label"][:])
     for number, label in enumerate(task.labels):
         if number not in present:
@@ -102,7 +105,7 @@ def load_task(name, data, limit_train=None, holdout=None, with_test=False):
 
 
 def split_names(task, with_test):
-    """The names of a GLUE task's splits, train first."""
+    """The names of a GLUE task's splits, train first: MNLI alone has two dev and two test."""
     kinds = [""]
     if task.name == "mnli":
         kinds = ["_matched", "_mismatched"]
@@ -117,8 +120,8 @@ def split_names(task, with_test):
 def tokenize(split, tokenizer, max_length):
     """A split of texts -> one of tokens, each sample cut to max_length tokens.
 
-    The table keeps all tokens one behind the other as int32; Python lists would take ten times
-    that.  It stays in memory.
+    The table keeps all tokens one after the other as int32; Python lists would take ten times as
+    much.  It stays in memory.
     """
     columns = [column for column in split.column_names if column != "label"]
 
@@ -143,8 +146,9 @@ def row_lengths(split):
 def loader(split, batches, tokenizer):
     """One batch for each (N,) int64 of sample numbers in `batches`.
 
-    A batch is a dict of (N, L) int64 input_ids, attention_mask and token_type_ids, padded on the
-    right to the longest of its samples, and (N,) int64 label.
+    A batch is transformers' BatchEncoding, a dict that has .to(device): (N, L) int64 input_ids,
+    attention_mask and token_type_ids, padded on the right to the longest of its samples, and (N,)
+    int64 label.
     """
     pad = partial(
         tokenizer.pad,
@@ -163,14 +167,16 @@ def bucketed_batches(lengths, batch_size, generator, window=50):
     and classes stay mixed, which the contrastive loss needs.
     lengths: (R,); generator: a torch.Generator, which alone decides the order.
     """
-    # Shuffle, and cut into windows of `window` batches.
+    # Shuffled, and cut into windows of `window` batches: sorting all of train by length would
+    # give nearly the same batches in every epoch.
     order = torch.randperm(len(lengths), generator=generator)
     batches = []
     for chunk in order.split(window * batch_size):
-        # Sort each window by length, and cut it into batches.
+        # Sorted within the window, so that a batch has hardly any padding.
         by_length = lengths[chunk].argsort(stable=True)
         batches += chunk[by_length].split(batch_size)
-    # Shuffle the batches, or each window would run from short to long.
+
+    # Batches shuffled, or each window would run from short to long.
     order = torch.randperm(len(batches), generator=generator)
     return [batches[i] for i in order.tolist()]
 
@@ -197,7 +203,8 @@ def f1(predictions, labels):
 
 
 def counts(predictions, labels):
-    """How often each class is right, predicted, and there: three (K,) int64."""
+    """How often each class is predicted rightly, predicted, and in the labels: three (K,) int64."""
+    # K is not known here; classes after the last one that occurs would count 0 anyway.
     size = int(torch.cat([predictions, labels]).max()) + 1
     right = labels[predictions == labels]
     return [torch.bincount(x, minlength=size) for x in (right, predictions, labels)]
@@ -220,11 +227,14 @@ def matthews(predictions, labels):
     right, predicted, there = (x.tolist() for x in counts(predictions, labels))
     total = sum(there)
     by_chance = sum(p * t for p, t in zip(predicted, there))
-    # Halves of the brackets: pairs of samples whose classes differ, which are whole numbers.  So
-    # all is Python's integers up to the root, and two classes give their own formula to the bit.
+
+    # Half of each bracket is the number of pairs whose classes differ, a whole number.  So there
+    # are only integers up to the root, and two classes give their own formula to the bit.
     pairs_predicted = (total**2 - sum(p * p for p in predicted)) // 2
     pairs_there = (total**2 - sum(t * t for t in there)) // 2
     product = pairs_predicted * pairs_there
+
+    # Either is constant: 0 by convention, as in scikit-learn.
     if product == 0:
         return 0.0
     return 100 * (sum(right) * total - by_chance) / (2 * product**0.5)
