@@ -21,7 +21,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = []
 for kind, block in BLOCKS:
-    for line in block.splitlines():
+    for line in block.replace("\\\n", "").splitlines():
         line = line.removeprefix("$ ").split(" && ")[-1]
         if kind == "" and line.startswith(("python ", "torchrun ")):
             COMMANDS.append(line)
