@@ -275,7 +275,9 @@ def early_exit(model, batch, rule):
         for number, layer in enumerate(model.encoder.encoder.layer, start=1):
             hidden = layer(hidden, attention_mask)  # (n, L, d)
             is_last = number == model.num_layers
-            if number not in model.exits or (rule is None and not is_last):
+            if number not in model.exits:
+                continue
+            if rule is None and not is_last:
                 continue
 
             # This exit's logits, and who leaves with them.
