@@ -50,8 +50,9 @@ scaled() { awk "BEGIN { print $1 * $2 }"; }
 # no --lr is (the demo has its own).
 heads_rate() {
   [[ "$*" == *"--head-lr"* || "$*" != *"--lr "* ]] && return
-  local lr=${*##*--lr }
-  echo "--head-lr $(scaled "${lr%% *}" 20)"
+  local options="$*"
+  local after=${options##*--lr }
+  echo "--head-lr $(scaled "${after%% *}" 20)"
 }
 
 # job FOLDER TASK METHOD SEED OPTIONS..: train once, keep the small files under $RESULTS/FOLDER,

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -281,3 +282,19 @@ def test_readme_of_results_names_what_there_is():
         assert (ROOT / "results" / link).exists(), link
     for name in re.findall(r"--block ([a-z_0-9-]+)", readme):
         assert name == "summary" or name in tables.BLOCKS
+
+
+def test_heads_rate_of_run_sh():
+    """The shell function that fills in --head-lr: 20 times --lr, wherever that stands."""
+    script = (ROOT / "results" / "run.sh").read_text(encoding="utf-8")
+    functions = re.search(r"^scaled\(\).*?^heads_rate\(\).*?^}$", script, re.DOTALL | re.MULTILINE)
+    cases = {
+        "--exits last --lr 1e-4 --weight 0.5": "--head-lr 0.002",
+        "--lr 2e-4": "--head-lr 0.004",
+        "--lr 1e-4 --head-lr 1": "",
+        "--conflict observe": "",
+    }
+    for options, expected in cases.items():
+        command = f"{functions[0]}\nheads_rate {options}"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+        assert done.stdout.strip() == expected
