@@ -297,7 +297,9 @@ def print_front(rows, rules):
 
 def print_next(args, runs):
     """What to type now."""
-    folder = shlex.quote(str(runs[-1].folder))
+    # Of several runs one whose samples can leave early: a single exit has little more to show.
+    shown = ([run for run in runs if run.rows] or runs)[-1]
+    folder = shlex.quote(str(shown.folder))
     lines = [(f"python exits.py {folder} --predict -", "classify the sentences you type")]
     if len(runs) > 1:
         lines = [(f"python exits.py {folder}", "one run")]

@@ -394,6 +394,13 @@ def test_examples_of_the_runs_that_have_them(run, data, tmp_path, capsys):
     assert f"{one_exit}: entropy never reaches 2x" in printed
 
 
+def test_next_of_several_runs_is_one_that_leaves_early(run, data, tmp_path, capsys):
+    """The last run of the command has one exit; the one before it has a trade-off to show."""
+    one_exit = make_run(tmp_path / "one_exit", data, method="ce", exits_at="last")
+    printed = report([run, one_exit], capsys)
+    assert f"Next: python exits.py {run}   one run" in printed
+
+
 # ------------------------------------------------------------------------------ files
 
 
