@@ -335,10 +335,12 @@ def check_finite(step, ce_loss, acl_loss, norm):
     acl_loss alone may be: then the gate has left its gradient out, or else norm is not finite.
     """
     if not math.isfinite(ce_loss) or not math.isfinite(norm):
-        raise FloatingPointError(
+        error = FloatingPointError(
             f"step {step + 1}: ce_loss {ce_loss}, acl_loss {acl_loss}, gradient norm {norm}; "
             "start again with a smaller --lr or --head-lr, or --precision fp32"
         )
+        error.is_told = not processes.is_first()  # all processes have the same numbers
+        raise error
 
 
 def evaluate(model, task, splits, tokenizer, device):
@@ -377,16 +379,19 @@ def train_all(args):
         return runs.show_finished(planned)
 
     with waiting(f"loading the data of {args.task}"):
-        task, splits = glue.load_task(
+        task, splits = processes.on_each(lambda: glue.load_task(
             args.task, args.data, args.limit_train, args.holdout, with_test=args.predict
-        )
+        ))
     tokenised = None
     for seed, folder, state in planned:
         if state == "finished":
             runs.add_submission(args, folder, task, splits, device)
             continue
 
-        model, tokenizer = models.build_model(args, seed, len(task.labels), device)
+        num_labels = len(task.labels)
+        model, tokenizer = processes.on_each(
+            lambda: models.build_model(args, seed, num_labels, device)
+        )
 
         # All splits at once; they serve every seed.
         if tokenised is None:

@@ -49,10 +49,10 @@ def is_first():
     return rank() == 0
 
 
-def say(text):
-    """Print a line, once."""
+def say(text, file=None):
+    """Print a line, once.  file: sys.stderr for remarks."""
     if is_first():
-        print(text, flush=True)
+        print(text, file=file, flush=True)
 
 
 def from_first(function):
@@ -76,6 +76,26 @@ def from_first(function):
         error.is_told = not is_first()  # one line in all, not one of each process
         raise error
     return value
+
+
+def on_each(function):
+    """function() of every process, each its own value.  InputError of one ends all, and the
+    first that failed alone says why."""
+    if count() == 1:
+        return function()
+    value, problem = None, None
+    try:
+        value = function()
+    except InputError as error:
+        problem = error
+    failed = [None] * count()
+    with errors_of_the_others():
+        dist.all_gather_object(failed, problem is not None)
+    if not any(failed):
+        return value
+    error = problem or InputError("another process was given wrong input")
+    error.is_told = rank() != failed.index(True)
+    raise error
 
 
 def wait():

@@ -416,7 +416,7 @@ def add_submission(args, folder, task, splits, device):
     """--predict for a run that is finished: its model is still there."""
     if not args.predict:
         return
-    loaded = load_run(folder)
+    loaded = processes.on_each(lambda: load_run(folder))
     model, tokenizer = loaded.model.to(device), loaded.tokenizer
     length = loaded.config["max_length"]
     tokenised = {name: glue.tokenize(t, tokenizer, length) for name, t in splits.items()}

@@ -237,6 +237,19 @@ def test_bad_input_ends_all_processes(noisy_task, tmp_path):
     [line] = lines_of_train(errors)
     assert "use --resume" in line
 
+    # Found by every process for itself.
+    for option in ("--data", "--model"):
+        statuses, errors = together([*options, "--resume", option, tmp_path / "gone"], tmp_path)
+        assert statuses == [2, 2]
+        [line] = lines_of_train(errors)
+        assert f"{option} " in line
+
+    # So are numbers that are not finite, which all have alike.
+    statuses, errors = together([*options, "--resume", "--lr", "1e30"], tmp_path)
+    assert statuses == [1, 1]
+    [line] = lines_of_train(errors)
+    assert "smaller --lr" in line
+
     # In the midst: a checkpoint that is torn, and options that are those of this very run.
     shutil.rmtree(run)
     statuses, errors = together([*options, "--resume"], tmp_path, Disturb(stop_at=8))
