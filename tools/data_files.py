@@ -24,6 +24,7 @@ import datasets
 import pyarrow.parquet
 from datasets import ClassLabel, Dataset
 
+from tools import processes
 from tools.command_line import InputError, reason
 from tools.hub import check_path_or_hub_id, offline_unless_the_hub_answers
 
@@ -43,6 +44,11 @@ def one_line_errors(path):
         raise InputError(f"{path} cannot be read: {error.strerror or reason(error)}") from None
     except Exception as error:      # a torn file: the libraries' errors have many names
         raise InputError(f"cannot load {path} ({reason(error)[:200]})") from None
+
+
+def remark(text):
+    """One line on standard error, of the first process alone; names may hold line ends."""
+    processes.say(" ".join(text.splitlines()), file=sys.stderr)
 
 
 def tsv_rows(path):
@@ -153,7 +159,7 @@ def parse_glue_tsv(task, path):
             raise InputError(f"{path}, line {number}: label {label[:40]!r} is not {allowed}")
         columns["label"].append(task.labels.index(label))
     if skipped:
-        print(f"{path}: {skipped} short rows skipped", file=sys.stderr)
+        remark(f"{path}: {skipped} short rows skipped")
     return Dataset.from_dict(columns)
 
 
@@ -287,6 +293,8 @@ PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "q
          ("question", "sentence"), ("text1", "text2"))
 SINGLES = ("sentence", "text", "question")
 NUMBERING = ("id", "idx", "index", "guid", "", "unnamed: 0", "__index_level_0__")
+# How the header of what --predict and --examples write begins.
+OUR_TABLES = (("prediction", "confidence"), ("exit_layer", "confidence"))
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 DEV_SHARE = 0.1
 MOST_CLASSES = 150
@@ -311,8 +319,8 @@ def read_own(name, data, with_test):
     shown = " | ".join(classes[:10])
     if len(classes) > 10:
         shown += " | .."
-    print(f"{name}: texts from {' and '.join(text_columns)}; {len(classes)} classes: {shown}",
-          file=sys.stderr)
+    texts = " and ".join(text_columns)
+    remark(f"{name}: texts from {texts}; {len(classes)} classes: {shown}")
 
     splits = {}
     for split, table in tables.items():
@@ -320,8 +328,8 @@ def read_own(name, data, with_test):
     if "dev" not in splits:
         train, dev = set_dev_aside(splits["train"], files["train"])
         count = len(train) + len(dev)
-        print(f"{name}: no dev file; {len(dev)} of the {count} samples of {files['train'].name}, "
-              "drawn with a fixed seed, are dev", file=sys.stderr)
+        remark(f"{name}: no dev file; {len(dev)} of the {count} samples of "
+               f"{files['train'].name}, drawn with a fixed seed, are dev")
         splits = splits | {"train": train, "dev": dev}
     return text_columns, classes, splits
 
@@ -361,26 +369,42 @@ def read_table(path):
 
 def read_csv(path):
     """Cells between commas, in double quotes where they hold commas, newlines or quotes."""
+    rows = quoted_rows(path, ",")
+    return table_of_cells(path, rows, "cells of a .csv are separated by commas")
+
+
+def quoted_rows(path, separator):
+    """[(line number, cells)] of a table whose cells may be quoted."""
     rows = []
     limit = csv.field_size_limit(2**31 - 1)
     try:
         # A lone \r ends no row, so newline="\n"; csv reads on where a quoted cell holds one.
         with open(path, encoding="utf-8-sig", newline="\n") as file:
-            reader = csv.reader(file, strict=True)
+            reader = csv.reader(file, delimiter=separator, strict=True)
             start = 1
             for cells in reader:
                 rows.append((start, cells))
                 start = reader.line_num + 1
     except csv.Error as error:
-        raise InputError(f"{path}, the row that starts in line {start}: {error}") from None
+        # csv's own words for a \r outside quotes are advice for programmers.
+        problem = str(error)
+        if "new-line character" in problem:
+            problem = "a lone carriage return outside quotes; end the lines with a newline"
+        raise InputError(f"{path}, the row that starts in line {start}: {problem}") from None
     finally:
         csv.field_size_limit(limit)
-    return table_of_cells(path, rows, "cells of a .csv are separated by commas")
+    return rows
 
 
 def read_tsv(path):
-    """Cells between tabs.  Quotes are plain characters, as in GLUE's own files."""
-    return table_of_cells(path, tsv_rows(path), "in a .tsv a tab ends a cell, quoted or not")
+    """Cells between tabs.  Quotes are plain characters, as in GLUE's own files; but where the
+    header is that of a table this project wrote, a text with a tab or a quote is quoted."""
+    _, header = next(tsv_rows(path), (1, []))
+    first_two = tuple(cell.strip('"') for cell in header[:2])
+    rows = tsv_rows(path)
+    if first_two in OUR_TABLES:
+        rows = quoted_rows(path, "\t")
+    return table_of_cells(path, rows, "in a .tsv a tab ends a cell, quoted or not")
 
 
 def table_of_cells(path, rows, hint):
@@ -500,8 +524,7 @@ def choose_text_columns(table):
                          "sentence1 and sentence2")
     left_out = [column for column in present if column not in (*texts, "label")]
     if left_out:
-        print(f"{table.path}: left out the columns {', '.join(map(repr, left_out))}",
-              file=sys.stderr)
+        remark(f"{table.path}: left out the columns {', '.join(map(repr, left_out))}")
     return tuple(texts)
 
 
@@ -520,8 +543,19 @@ def label_names(table):
                              "string nor a number")
         # Spaces at the ends cannot be seen, so they make no class of their own.
         name = "" if label is None else str(label).strip()
+        check_characters(table.path, place, name)
         names.append(name or None)
     return names
+
+
+def check_characters(path, place, text):
+    """InputError for half a surrogate pair, which JSON can spell ("\\ud83d") and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise InputError(f"{path}, {place}: {half!r} is half a character (an emoji cut in two?); "
+                         "mend the text") from None
 
 
 def choose_classes(table):
@@ -556,6 +590,7 @@ def encode(table, text_columns, classes, split):
         for text, place in zip(table.columns[column], table.places):
             if not isinstance(text, str) or not text.strip():
                 raise InputError(f"{table.path}, {place}: the text {column} is missing")
+            check_characters(table.path, place, text)
 
     unlabelled = is_test and "label" not in table.columns
     if unlabelled:

@@ -149,6 +149,7 @@ def check_texts(path, samples, places):
         for text in sample:
             if not isinstance(text, str):
                 raise InputError(f"{path}, {place}: {text!r} is no text")
+            data_files.check_characters(path, place, text)
 
 
 def classify_file(loaded, rule, samples, batch_size, output):

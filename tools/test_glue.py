@@ -841,6 +841,7 @@ def make_two_trains(folder):
     return "mine", str(folder)
 
 
+HALF = '{"text": "a", "label": 1}\n{"text": "b\\ud83d", "label": 2}\n'
 TINY = "text,label\na,x\nb,y\nc,y\n"
 BAD = {     # name: (folder -> task and data, a word that the message must have)
     "unknown task": (lambda f: ("rtee", "nyu-mll/glue"), "rtee"),
@@ -903,6 +904,11 @@ BAD = {     # name: (folder -> task and data, a word that the message must have)
     "own: jsonl with a list as label": (own('{"text": "a", "label": [1]}\n', "m.jsonl"),
                                         "neither a string nor a number"),
     "own: json of columns": (own('{"text": {"0": "a"}, "label": {"0": 1}}', "m.json"), "m.json"),
+    "own: half an emoji": (own(HALF, "m.jsonl"), "line 2: '\\ud83d' is half a character"),
+    "own: half an emoji for a label": (own('{"text": "a", "label": "\\ud83d"}\n', "m.jsonl"),
+                                       "line 1: '\\ud83d' is half a character"),
+    "own: lines that end with a carriage return": (own("text,label\ra,1\rb,2\r", "m.csv"),
+                                                   "end the lines with a newline"),
     "own: json torn": (own('[{"text": "a"', "m.json"), "no JSON"),
     "own: json deep": (own("[" * 10**6, "m.json"), "no JSON"),
     "own: json of nothing": (own("[]", "m.json"), "no rows"),

@@ -14,7 +14,7 @@ import torch
 import exits
 import glue
 from tools import exits_command, models, tradeoff
-from tools.files import read_json, write_json
+from tools.files import read_json, write_json, write_table
 from tools.made_runs import ODD, make_data, make_run, outcome
 from tools.testing import DEMO, call_train, texts
 
@@ -244,6 +244,24 @@ def test_batches_give_the_same_answers(one_text, tmp_path, capsys):
         answers = read_answers(output)
         outputs.append([(a["prediction"], a["exit_layer"], a["sentence"]) for a in answers])
     assert outputs[0] == outputs[1]
+
+
+def test_our_own_tables_are_read_back(one_text, tmp_path, capsys):
+    """What --predict wrote, with tabs, quotes and line ends in its texts, classified again."""
+    run, _ = one_text
+    texts = ["a\ttab", 'said "no"', '"quoted"', "two\nlines", "plain"]
+    for number, some in enumerate((texts, [*texts, "a\rreturn"])):
+        source = tmp_path / f"new{number}.csv"
+        write_table([{"sentence": text} for text in some], source)
+        answers = []
+        for time in ("first", "again"):
+            output = tmp_path / f"{time}{number}.tsv"
+            predict(run, source, "--output", output, capsys=capsys)
+            answers.append(read_answers(output))
+            source = output
+        for first, again in zip(*answers, strict=True):
+            assert first | {"milliseconds": ""} == again | {"milliseconds": ""}
+        assert [answer["sentence"] for answer in answers[0]] == some
 
 
 def test_glues_own_column_names(whole_runs, tmp_path, capsys):
