@@ -113,8 +113,10 @@ def let_output_close():
     """Wrap standard output and error once; what their encoding lacks prints as ?."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None or isinstance(stream, Forgiving):  # None: closed from the start
+        if isinstance(stream, Forgiving):
             continue
+        if stream is None:  # closed from the start (2>&-), yet libraries ask it what it is
+            stream = open(os.devnull, "w")
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
         setattr(sys, name, Forgiving(stream))

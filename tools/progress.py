@@ -49,7 +49,9 @@ def waiting(what, after=1.0):
     timer = threading.Timer(after, show)
     timer.daemon = True
     if processes.is_first():
-        timer.start()
+        # A sign of life is worth no stop where the machine has no thread to give.
+        with contextlib.suppress(RuntimeError):
+            timer.start()
     try:
         yield
     finally:

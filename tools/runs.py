@@ -69,6 +69,7 @@ def look(args):
     runs = []
     for seed in args.seeds:
         folder = Path(args.output) / f"{args.task}_{args.method}_{seed}"
+        check_name(folder)
         try:
             state = state_of(folder)
         except OSError as error:
@@ -84,6 +85,16 @@ def look(args):
                              "or choose another --output")
         runs.append((seed, folder, "new" if state == "begun" else state))
     return runs
+
+
+def check_name(folder):
+    """InputError for bytes in a folder's name that are no UTF-8: Python keeps them as halves of
+    surrogate pairs, and the tokenizer's library could not write there after all the training."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"--output {str(folder)!r}: the name is not UTF-8; choose another "
+                         "--output") from None
 
 
 def state_of(folder):

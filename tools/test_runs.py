@@ -14,6 +14,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -961,6 +962,27 @@ def test_waiting_says_what_for(capsys):
     assert capsys.readouterr().err == "thinking ..\n"
 
 
+def test_waiting_needs_no_thread(monkeypatch):
+    """Where a limit of memory or processes forbids one, the work goes on without the sign."""
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with progress.waiting("thinking", after=0):
+        done = True
+    assert done
+
+
+@on_posix
+def test_an_output_whose_name_is_not_utf8(task, tmp_path, capsys):
+    """Refused before the training: the model could not be written after it."""
+    output = tmp_path / os.fsdecode(b"a\xffb")
+    status, text = answer(capsys, *task, "--method", "ce", "--output", output)
+    assert status == 2
+    assert "is not UTF-8; choose another --output" in text.splitlines()[-1]
+    assert not output.exists()
+
+
 def python(*argv, env, **options):
     """A command of its own, from the project's folder, with env added to the environment."""
     environment = {**os.environ, **env}
@@ -984,11 +1006,13 @@ def test_help_and_wrong_options_do_not_wait_for_torch(tmp_path):
     helped = python("train.py", "--help", env=environment)
     assert helped.returncode == 0
     assert "acl-embed, whose gradient is dropped" in helped.stdout
+    reports = [python(name, "--help", env=environment) for name in ("exits.py", "grad_surgery.py")]
+    assert [report.returncode for report in reports] == [0, 0], reports
     wrong = python("train.py", "--task", "demo", "--method", "cee", env=environment)
     assert wrong.returncode == 2
     assert wrong.stderr.count("\n") == 1
     assert "cee" in wrong.stderr
-    assert seconds_of_commands() - began < 2  # of two commands
+    assert seconds_of_commands() - began < 4  # of four commands
 
     # Ctrl-C while it is being loaded.
     (tmp_path / "torch.py").write_text("raise KeyboardInterrupt\n")
@@ -1054,9 +1078,12 @@ def test_forgiving_streams(tmp_path, monkeypatch):
             assert stream.lines == ["one"]
             os.write(file.fileno(), b"nowhere now")
         assert (tmp_path / "file").read_text() == ""
-    monkeypatch.setattr(sys, "stdout", None)
-    command_line.let_output_close()
-    print("to nobody")
+    for name in ("stdout", "stderr"):  # closed from the start: 2>&-
+        monkeypatch.setattr(sys, name, None)
+        command_line.let_output_close()
+        stream = getattr(sys, name)
+        print("to nobody", file=stream, flush=True)
+        assert not stream.isatty()
 
 
 def check_loud():
