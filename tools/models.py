@@ -137,7 +137,7 @@ def load_run(folder):
 
 def check_files(folder):
     """InputError where a run's folder lacks what its model needs."""
-    if not folder.is_dir():
+    if not folder.exists():
         raise InputError(f"{folder} is no finished run: there is no such folder")
     if not (folder / "result.json").is_file():
         raise InputError(f"{folder} is no finished run: it has no result.json")

@@ -67,7 +67,7 @@ class FinishedRun(NamedTuple):
 def load_run(folder):
     """A finished run's folder -> FinishedRun, checked to belong together.  Raises InputError."""
     folder = Path(folder)
-    if not folder.is_dir():
+    if not folder.exists():
         raise InputError(f"{folder} is no finished run: there is no such folder")
     if not (folder / "result.json").is_file():
         raise InputError(f"{folder} is no finished run: it has no result.json")
