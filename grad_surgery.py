@@ -13,6 +13,14 @@ finite is one.
 import math
 import sys
 
+# As a command this file is a door to the report, which answers --help before it waits for torch.
+if __name__ == "__main__":
+    try:
+        from tools import angles_command
+    except ImportError:
+        sys.exit("grad_surgery.py: the report needs the folder tools beside this file")
+    sys.exit(angles_command.main())
+
 import torch
 
 
@@ -253,16 +261,3 @@ def trainable(parameters):
     if not all(p.is_leaf for p in parameters):
         raise ValueError("parameters must be an iterable of leaf tensors: model.parameters()")
     return parameters
-
-
-def main():
-    """The report of finished runs.  It lies in tools/, for it is no part of the method."""
-    try:
-        from tools import angles
-    except ImportError:
-        sys.exit("grad_surgery.py: the report needs tools/angles.py beside this file")
-    sys.exit(angles.main())
-
-
-if __name__ == "__main__":
-    main()

@@ -25,7 +25,7 @@ import glue
 import grad_surgery
 import train
 from results import tables, variants
-from tools import angles, exits_command
+from tools import angles_command, exits_command
 from tools.files import read_csv, read_json
 from tools.small_runs import call, small_task
 from tools.testing import gradients_of, small_batch, small_model
@@ -74,7 +74,7 @@ def test_functions_named_are_there(page):
 def known_options():
     """Every option of the commands that the pages speak of, from their --help."""
     text = io.StringIO()
-    for main in (train.parse_args, exits_command.parse_args, angles.main, tables.main):
+    for main in (train.parse_args, exits_command.parse_args, angles_command.main, tables.main):
         with redirect_stdout(text), pytest.raises(SystemExit):
             main(["--help"])
     return set(re.findall(r"--[a-z][a-z-]*", text.getvalue()))
@@ -225,7 +225,7 @@ def test_measured_rows_are_those_of_the_tables(capsys):
 
 def test_the_angles_report_prints_the_shares(capsys):
     command = re.search(r"python grad_surgery.py (\S+)`", TEXTS["coursework.md"])[1]
-    assert angles.main([str(ROOT / command)]) in (None, 0)
+    assert angles_command.main([str(ROOT / command)]) in (None, 0)
     printed = capsys.readouterr().out
     assert "39.7" in printed
     assert "2.6" in printed

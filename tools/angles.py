@@ -7,14 +7,13 @@
 import math
 import shlex
 import statistics
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from tools import comparison
-from tools.command_line import InputError, Parser, run_command
+from tools.command_line import InputError
 from tools.files import mean_sd, read_csv
 
 
@@ -66,15 +65,6 @@ class Angles(NamedTuple):
     folder: Path
     config: dict  # config.json, {} without one
     by_epoch: dict  # {epoch: angles in degrees, NaN where a gradient was not finite}
-
-
-def main(argv=None):
-    p = Parser("grad_surgery.py", description="Angles between CE's and the contrastive gradient "
-               "in runs whose gate looked at them (any --conflict but none).")
-    p.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, finished or not")
-    p.add_argument("--all", action="store_true", help="several runs: each run's histogram, too")
-    args = p.parse_args(argv)
-    return run_command("grad_surgery.py", lambda: report(args))
 
 
 def report(args):
@@ -243,7 +233,3 @@ def together(runs):
         for epoch, angles in run.by_epoch.items():
             by_epoch.setdefault(epoch, []).extend(angles)
     return by_epoch
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import grad_surgery
-from tools import angles, comparison
+from tools import angles, angles_command, comparison
 from tools.closing import closing_lines
 from tools.files import mean_sd, read_csv, read_json
 from tools.made_runs import make_data, make_run, outcome
@@ -26,7 +26,7 @@ def steps(folder, rows):
 
 
 def report(argv, capsys):
-    status, printed, errors = outcome(angles.main, argv, capsys)
+    status, printed, errors = outcome(angles_command.main, argv, capsys)
     assert status == 0, errors
     return printed
 
@@ -119,7 +119,7 @@ def test_grad_surgery_command(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     monkeypatch.setattr(sys, "argv", ["grad_surgery.py", str(run)])
     with pytest.raises(SystemExit) as stop:
-        grad_surgery.main()
+        sys.exit(angles_command.main())
     printed = capsys.readouterr().out
     assert stop.value.code == 0
     result = read_json(run / "result.json")
@@ -196,7 +196,7 @@ BAD = {  # name: (folder -> what is made of it, word that the message must have)
 def test_bad_runs_are_one_line_and_status_2(name, tmp_path, capsys):
     make, word = BAD[name]
     make(tmp_path / "run")
-    status, printed, errors = outcome(angles.main, [tmp_path / "run"], capsys)
+    status, printed, errors = outcome(angles_command.main, [tmp_path / "run"], capsys)
     assert (status, printed, errors.count("\n")) == (2, "", 1)
     assert word in errors
 
@@ -208,7 +208,7 @@ def test_steps_that_may_not_be_read(tmp_path, capsys, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(angles, "read_csv", refuse)
-    status, _, errors = outcome(angles.main, [tmp_path], capsys)
+    status, _, errors = outcome(angles_command.main, [tmp_path], capsys)
     assert status == 2
     assert f"{tmp_path / 'steps.csv'} cannot be read: Permission denied" in errors
 

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from transformers import BertTokenizer, ElectraConfig, ElectraModel
 
 import glue
-from tools import angles, demo
+from tools import angles_command, demo
 from tools.small_runs import answer, small_task
 
 torch.set_num_threads(1)
@@ -302,7 +302,7 @@ def test_no_network_names_the_ways_out(here, capsys, monkeypatch):
 def test_angles_of_what_is_no_run(here, capsys):
     (here / "steps.csv").write_text("step,epoch,angle\n1,1,\n")
     for folder, word in {"nothing": "steps.csv", ".": "--conflict"}.items():
-        assert angles.main([str(here / folder)]) == 2
+        assert angles_command.main([str(here / folder)]) == 2
         error = capsys.readouterr().err
         assert word in error
         assert error.count("\n") == 1

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import acl
 import exits
 import train
-from tools import angles, exits_command
+from tools import angles_command, exits_command
 from tools.testing import call_train
 
 ROOT = Path(__file__).parent.parent
@@ -68,7 +68,7 @@ def test_commands_run(command, demo_runs, capsys):
             sentences = demo_runs / "new.tsv"
             sentences.write_text("sentence1\tsentence2\nanna helped boris\tboris helped anna\n")
             options[options.index("--predict") + 1] = str(sentences)
-        main = exits_command.main if script == "exits.py" else angles.main
+        main = exits_command.main if script == "exits.py" else angles_command.main
         assert main(options) == 0
         assert capsys.readouterr().out
     else:
