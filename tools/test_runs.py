@@ -775,6 +775,8 @@ def test_interrupt(task, whole, tmp_path):
 
 
 def slow_steps():
+    # A command that was started in the background may have been told to ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     real_step = train.training_step
 
     def step(*arguments):
