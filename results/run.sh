@@ -81,6 +81,9 @@ job() {
   for file in config.json steps.csv exits.csv groups.csv tradeoff.csv clock.csv result.json; do
     [ -f "runs/$folder/$name/$file" ] && cp "runs/$folder/$name/$file" "$kept/"
   done
+  # A run says where on this machine its data and encoder were; what is kept does not.
+  sed -i -e 's#"data": ".*"#"data": "data"#' -e "s#\"model\": \".*\"#\"model\": \"$MODEL\"#" \
+    "$kept/config.json"
   [ -n "${KEEP:-}" ] || rm -f "runs/$folder/$name/model/model.safetensors"
 }
 export -f job scaled heads_rate; export RESULTS MODEL
@@ -260,7 +263,7 @@ tune_nt-xent() {
   done
 }
 
-NT_XENT="--weight 0.5 --temperature 0.5"  # what tune_nt-xent settled on
+NT_XENT="--weight 0.1 --temperature 0.5"  # what tune_nt-xent settled on
 
 multi_nt-xent() {
   local seed method
