@@ -161,9 +161,9 @@ class Prediction(NamedTuple):
 def predict(run, texts, rule=None, batch_size=32):
     """Classify texts with early exit, or without a rule by the full model.
 
-    run: from `load_run`.  texts: R strings, or where the run was trained on two text
-    columns R pairs of strings.  rule: as in `exits.early_exit`.  Returns R Predictions in the
-    order of the texts.  Raises ValueError for texts of another form; with a rule InputError for an encoder
+    run: from `load_run`.  texts: R strings, or where the run was trained on two text columns R
+    pairs of strings.  rule: as in `exits.early_exit`.  Returns R Predictions in the order of the
+    texts.  Raises ValueError for texts of another form; with a rule InputError for an encoder
     that exits.early_exit cannot walk.
     """
     columns = text_columns(texts, run.config["text_columns"])
