@@ -145,22 +145,22 @@ def refused(capsys, output):
 
 def test_a_function_that_is_not_there_is_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(page.EQUATIONS, "no_such_loss", "x")
-    assert "no_such_loss is defined in no module" in refused(capsys, tmp_path / "page_template.html")
+    assert "no_such_loss is defined in no module" in refused(capsys, tmp_path / "page.html")
     monkeypatch.delitem(page.EQUATIONS, "no_such_loss")
     monkeypatch.setattr(page, "IDEAS", [("Idea", "Sentence.", "scl_loss no_such_step")])
-    assert "no_such_step is defined in no module" in refused(capsys, tmp_path / "page_template.html")
+    assert "no_such_step is defined in no module" in refused(capsys, tmp_path / "page.html")
     assert not list(tmp_path.iterdir())
 
 
 def test_latex_that_is_not_known_is_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(page.EQUATIONS, "scl_loss", r"\nosuch x")
-    assert r"\nosuch" in refused(capsys, tmp_path / "page_template.html")
+    assert r"\nosuch" in refused(capsys, tmp_path / "page.html")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_page_is_made_again_but_another_file_is_kept(capsys, tmp_path):
     for _ in range(2):
-        page.main(["--output", str(tmp_path / "page_template.html")])
+        page.main(["--output", str(tmp_path / "page.html")])
     capsys.readouterr()
     other = tmp_path / "notes.html"
     other.write_text("mine")
