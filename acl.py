@@ -17,9 +17,8 @@ The three contrastive losses are one formula, `contrastive_loss`, with other anc
                                                                             keys: our reading
 
 Letters: N samples, K classes, d hidden size, A anchors, B keys; tau is the temperature.
-Formulas count from 1, indices from 0.  Losses are in nats and float32, whatever autocast says.
-To copy one loss, take it with the kernel, the first part of this file.  `kd_loss`, the multi-exit
-baseline, is not contrastive.
+Formulas count from 1, indices from 0.  A loss is a float32 scalar in nats, whatever autocast
+says.  To copy one, take it with the kernel, the first part of this file.
 """
 
 import torch
@@ -36,9 +35,9 @@ def contrastive_loss(anchors, keys, positive, temperature, exclude_self=False):
         log p(b|a) = z_a.z_b / tau - log sum_{b'} exp(z_a.z_b' / tau)
         L = mean over anchors a with a positive of  -1/|P(a)| sum_{p in P(a)} log p(p|a)
 
-    anchors (A, d), keys (B, d), floating point; positive (A, B) bool, True where key b is in
-    P(a); temperature tau > 0.  exclude_self: the keys are the anchors, and none is its own key.
-    Returns a float32 scalar.  Without any positive it is 0, with a graph, not NaN.
+    anchors (A, d), keys (B, d); positive (A, B) bool, True where key b is in P(a).
+    exclude_self: the keys are the anchors, and none is its own key.  Without any positive the
+    loss is 0, with a graph, not NaN.
     """
     # z_a.z_b / tau.  Not under autocast: bf16 has 8 bits, too coarse for exp(cosine / 0.01).
     with torch.autocast(anchors.device.type, enabled=False):
@@ -68,62 +67,60 @@ def contrastive_loss(anchors, keys, positive, temperature, exclude_self=False):
 
 
 def unit(x):
-    """z = x / ||x|| for every row of x (A, d), in float32.
-
-    A zero vector stays 0 and gets gradient 0.  F.normalize divides by 1e-12 there, and so
-    multiplies its gradient by 1e12.
-    """
+    """z = x / ||x|| of each row of x (A, d), in float32.  A zero vector stays 0."""
     x = x.float()
     length = x.norm(dim=-1, keepdim=True)  # (A, 1)
-    return x / length.masked_fill(length == 0, float("inf"))
+    # F.normalize divides a zero vector by 1e-12, and so multiplies its gradient by 1e12.
+    length = length.masked_fill(length == 0, float("inf"))
+    return x / length
 
 
-def check(temperature, labels, **matrices):
-    """Raise ValueError that names the wrong argument.
+def check(temperature, labels=None, **matrices):
+    """Raise ValueError that names the wrong argument of a loss.
 
-    matrices: every matrix of the loss as name=tensor.  A name that ends in label_embeddings stands
-    for (K, d), any other for (N, d).
+    matrices, by name: (N, d), and (K, d) where the name ends in label_embeddings.
     """
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be a number above 0, not {temperature}")
 
     # Tensors first: what follows asks for their dtype and shape.
-    tensors = {**matrices, "labels": labels}
-    for name, matrix in tensors.items():
-        if not isinstance(matrix, torch.Tensor):
-            raise ValueError(f"{name} must be a tensor, not {type(matrix).__name__}")
-    if labels.dtype != torch.int64:
-        raise ValueError(f"labels must be int64 class numbers, not {labels.dtype}")
+    tensors = dict(matrices)
+    if labels is not None:
+        tensors["labels"] = labels
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"{name} must be a tensor, not {type(tensor).__name__}")
 
-    # Floating-point matrices of one width, and one label for each sample.
+    # The first matrix says what N and d are.
     first = next(iter(matrices.values()))
-    width = first.shape[-1]
     for name, matrix in matrices.items():
+        kind = matrix.dtype
         shape = tuple(matrix.shape)
-        if matrix.dim() != 2 or not matrix.is_floating_point():
-            raise ValueError(f"{name} must be floating point (N, d), not {matrix.dtype} {shape}")
-        is_classes = name.endswith("label_embeddings")
-        rows = "K" if is_classes else "N"
-        if shape[0] == 0 or shape[1] != width:
-            raise ValueError(f"{name} must be ({rows}, {width}) with {rows} > 0, not {shape}")
-        if is_classes:
-            check_range(labels, len(matrix))
-        elif labels.shape != shape[:1]:
-            raise ValueError(f"labels must be ({len(matrix)},) for {name} {shape}, "
-                             f"not {tuple(labels.shape)}")
+        if matrix.dim() != 2 or not kind.is_floating_point:
+            raise ValueError(f"{name} must be floating point (N, d), not {kind} {shape}")
+        N, d = first.shape
+        if name.endswith("label_embeddings"):
+            N = len(matrix)
+        if shape != (N, d) or N == 0:
+            raise ValueError(f"{name} must be ({N}, {d}) and not empty, not {shape}")
 
+    # One class number for each sample.
+    if labels is None:
+        return
+    kind = labels.dtype
+    shape = tuple(labels.shape)
+    wanted = (len(first),)
+    if kind != torch.int64 or shape != wanted:
+        raise ValueError(f"labels must be int64 {wanted}, not {kind} {shape}")
 
-def check_range(labels, K):
-    """Raise ValueError unless labels lie in 0..K-1.
-
-    On the CPU only: on a GPU, looking means waiting for it, and cross-entropy asserts the same.
-    """
-    if labels.device.type == "cpu":
-        low = labels.min().item()
-        high = labels.max().item()
-        if low < 0 or high >= K:
-            raise ValueError(f"labels must lie in 0..{K - 1}, the {K} label embeddings; "
-                             f"found {low}..{high}")
+    # In 0..K-1.  Not on a GPU: looking means waiting for it, and cross-entropy asserts the same.
+    for name, matrix in matrices.items():
+        if name.endswith("label_embeddings") and labels.device.type == "cpu":
+            low = labels.min().item()
+            high = labels.max().item()
+            last = len(matrix) - 1
+            if low < 0 or high > last:
+                raise ValueError(f"labels must lie in 0..{last}; found {low}..{high}")
 
 
 # ------------------------------------------------------------------------------ the losses
@@ -136,8 +133,8 @@ def scl_loss(h, labels, temperature):
         p(b|i) = exp(z_i.z_b / tau) / sum_{b' != i} exp(z_i.z_b' / tau)
         P(i):    the other samples of the batch that have sample i's label
 
-    h (N, d), labels (N,) int64, temperature tau > 0; a float32 scalar.  A sample that is alone
-    in its class is no anchor.  Raises ValueError.
+    h (N, d), labels (N,) int64, temperature tau > 0.  A sample that is alone in its class is no
+    anchor.  Raises ValueError.
     """
     check(temperature, labels, h=h)
     positive = labels[:, None] == labels[None, :]  # (N, N)
@@ -145,17 +142,16 @@ def scl_loss(h, labels, temperature):
 
 
 def acl_embed_loss(h, labels, label_embeddings, temperature):
-    """ACL-Embed: SCL over N samples and K label embeddings (paper, ACL-Embed; in part second-hand).
+    """ACL-Embed: SCL over samples and label embeddings (paper, ACL-Embed; in part second-hand).
 
         items {h_1 .. h_N, l_1 .. l_K} with labels {y_1 .. y_N, 1 .. K}, then L_SCL over them
 
     h (N, d); labels (N,) int64 in 0..K-1; label_embeddings (K, d), the classifier's weight, not
-    detached: gradient shall flow into it.  A float32 scalar.  Raises ValueError.
+    detached: gradient shall flow into it.  Raises ValueError.
 
-    Every sample has a positive, the label embedding of its class, so a batch of one is fine.
     Label embeddings are anchors, too.  Example: labels [0, 0], K = 3.  The items' labels are
-    [0, 0, 0, 1, 2].  Label embeddings 1 and 2 have no positive, so they are no anchors (nothing
-    to move towards), but they stay in every denominator: the samples are pushed away from them.
+    [0, 0, 0, 1, 2].  Label embeddings 1 and 2 have no positive, so they are no anchors, but they
+    stay in every denominator: the samples are pushed away from them.
 
     >>> h = torch.tensor([[5.0, 0.0]])                     # on the label embedding of its class
     >>> label_embeddings = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])         # the other: opposite
@@ -175,7 +171,7 @@ def acl_embed_loss(h, labels, label_embeddings, temperature):
 
 
 def acl_cl_loss(student_h, teacher_h, labels, teacher_label_embeddings, temperature):
-    """ACL-CL, cross-layer ACL: the teacher exit guides a student exit (paper, ACL-CL; our reading).
+    """ACL-CL, cross-layer ACL: the teacher exit guides a student (paper, ACL-CL; our reading).
 
         keys sg{ h_1^M .. h_N^M, l_1^M .. l_K^M } with labels {y_1 .. y_N, 1 .. K}
         L_ACL-CL^m = mean_i  -1/|P(i)| sum_{p in P(i)} log p(p|i)
@@ -183,17 +179,11 @@ def acl_cl_loss(student_h, teacher_h, labels, teacher_label_embeddings, temperat
         P(i):    the keys that have sample i's label; its own teacher vector is one of them
 
     student_h (N, d) of exit m; teacher_h (N, d) and teacher_label_embeddings (K, d) of the
-    deepest exit M; labels (N,) int64 in 0..K-1.  A float32 scalar.  sg, stop-gradient: nothing
-    flows into the keys.  It does flow into the layers below exit m, which the teacher shares.
-    Raises ValueError.
+    deepest exit M; labels (N,) int64 in 0..K-1.  sg, stop-gradient: nothing flows into the keys.
+    It does flow into the layers below exit m, which the teacher shares.  Raises ValueError.
     """
-    check(
-        temperature,
-        labels,
-        student_h=student_h,
-        teacher_h=teacher_h,
-        teacher_label_embeddings=teacher_label_embeddings,
-    )
+    teacher = {"teacher_h": teacher_h, "teacher_label_embeddings": teacher_label_embeddings}
+    check(temperature, labels, student_h=student_h, **teacher)
 
     # What the student moves towards: the teacher's samples and its label embeddings.
     keys = torch.cat([teacher_h.float(), teacher_label_embeddings.float()])  # (N + K, d)
@@ -210,28 +200,15 @@ def kd_loss(student_logits, teacher_logits, temperature):
 
         L_KD = tau^2 mean_i KL( softmax(sg[t_i] / tau) || softmax(s_i / tau) )
 
-    student_logits, teacher_logits (N, K); a float32 scalar.  The teacher is detached.  tau^2
-    keeps the gradient's size independent of tau.  Raises ValueError.
+    student_logits, teacher_logits (N, K).  The teacher is detached.  tau^2 keeps the gradient's
+    size independent of tau.  Raises ValueError.
     """
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be a number above 0, not {temperature}")
-
-    # Tensors first: what follows asks for their shape.
-    logits = {"student_logits": student_logits, "teacher_logits": teacher_logits}
-    for name, matrix in logits.items():
-        if not isinstance(matrix, torch.Tensor) or not matrix.is_floating_point():
-            found = getattr(matrix, "dtype", type(matrix).__name__)
-            raise ValueError(f"{name} must be a floating-point tensor, not {found}")
-
-    # float32, as in the other losses; the teacher is a constant.
-    s = student_logits.float()  # (N, K)
-    t = teacher_logits.detach().float()  # (N, K)
-    if s.shape != t.shape or s.dim() != 2:
-        found = f"{tuple(s.shape)} and {tuple(t.shape)}"
-        raise ValueError(f"student_logits and teacher_logits must be (N, K) both, not {found}")
+    check(temperature, student_logits=student_logits, teacher_logits=teacher_logits)
+    student = student_logits.float() / temperature  # (N, K)
+    teacher = teacher_logits.detach().float() / temperature  # (N, K)
 
     # Both as log-probabilities, or a probability that rounds to 0 would give log 0.
-    log_student = F.log_softmax(s / temperature, dim=-1)
-    log_teacher = F.log_softmax(t / temperature, dim=-1)
+    log_student = F.log_softmax(student, dim=-1)
+    log_teacher = F.log_softmax(teacher, dim=-1)
     kl = F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
     return temperature**2 * kl

@@ -17,7 +17,6 @@ Architecture: second-hand (PCEE-BERT's code by one of the paper's authors).
     python exits.py runs/rte_acl-cl_1 --predict -      # classify the sentences you type
 """
 
-import contextlib
 import sys
 
 # As a command this file is a door to the report, which answers --help before it waits for torch.
@@ -27,13 +26,10 @@ if __name__ == "__main__":
 
 import torch
 import torch.nn.functional as F
-import transformers
 from torch import nn
-from transformers.masking_utils import create_bidirectional_mask
 
 import glue
 from tools import encoders
-from tools.command_line import InputError, reason
 
 
 # ------------------------------------------------------------------------------ the model
@@ -53,34 +49,36 @@ class MultiExitBert(nn.Module):
             raise ValueError(f"pooling must be cls or mean, not {pooling!r}")
         if num_labels < 2:
             raise ValueError(f"num_labels must be 2 classes or more, not {num_labels}")
-        config = encoder.config
         self.encoder = encoder
         self.pooling = pooling
-        self.num_layers = config.num_hidden_layers
+        self.num_layers = encoder.config.num_hidden_layers
         self.exits = encoders.parse_exits(exits, self.num_layers)
-        self.layers_checked = False  # early_exit looks once whether it can walk them
 
         # Mean pooling does not need the pooler of [CLS], which would only cost time.
         if pooling == "mean":
             encoder.pooler = None
-        elif getattr(encoder, "pooler", None) is None:
-            kind = config.model_type
-            raise InputError(f"a {kind} encoder has no pooler of [CLS]: use --pooling mean")
+        else:
+            encoders.check_pooler(encoder)
 
         # Filled as BERT's linear layers are.  All are made before the first is filled: another
         # order draws other numbers, and the runs in results/ would not repeat.
-        self.dropout = nn.Dropout(encoders.dropout_of(config))
+        self.dropout = nn.Dropout(encoders.dropout_of(encoder.config))
         self.classifiers = nn.ModuleList()
         for _ in self.exits:
-            self.classifiers.append(nn.Linear(config.hidden_size, num_labels))
+            self.classifiers.append(nn.Linear(encoder.config.hidden_size, num_labels))
         for classifier in self.classifiers:
             nn.init.normal_(classifier.weight, std=0.02)
             nn.init.zeros_(classifier.bias)
 
     def forward(self, batch):
-        """{input_ids, attention_mask, token_type_ids} (N, L) -> h (M, N, d), logits (M, N, K)."""
+        """{input_ids, attention_mask, token_type_ids} (N, L) -> h (M, N, d), logits (M, N, K).
+
+        h is what the contrastive losses see, and with dropout what the classifiers receive.
+        """
         h = self.encode(batch)
-        return h, self.classify(h)
+        pairs = zip(self.classifiers, h)
+        logits = [classifier(self.dropout(h_m)) for classifier, h_m in pairs]
+        return h, torch.stack(logits)
 
     def encode(self, batch):
         """(N, L) tokens -> h (M, N, d), the representation at each of the M exits."""
@@ -92,26 +90,14 @@ class MultiExitBert(nn.Module):
         return torch.stack(h)  # (M, N, d)
 
     def represent(self, hidden, mask):
-        """One layer's hidden states (N, L, d), mask (N, L) of tokens -> h (N, d), before dropout.
-
-        h is what the contrastive losses see, and with dropout what the classifier receives.
-        """
+        """One layer's hidden states (N, L, d), mask (N, L) of tokens -> h (N, d)."""
         if self.pooling == "mean":
             weights = mask.unsqueeze(-1).to(hidden.dtype)  # (N, L, 1)
             return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
 
         # Not under autocast: it would round h to bf16, whose 8 bits are too coarse for the losses.
-        pooler = self.encoder.pooler
         with torch.autocast(hidden.device.type, enabled=False):
-            hidden = hidden.to(next(pooler.parameters()).dtype)
-            if isinstance(pooler, nn.Linear):  # ALBERT keeps dense and tanh apart
-                return self.encoder.pooler_activation(pooler(hidden[:, 0]))
-            return pooler(hidden)
-
-    def classify(self, h):
-        """h (M, N, d) -> logits (M, N, K), each exit's by its own classifier."""
-        pairs = zip(self.classifiers, h)
-        return torch.stack([classifier(self.dropout(h_m)) for classifier, h_m in pairs])
+            return encoders.pool(self.encoder, hidden)
 
     def head_parameters(self):
         """The classifiers, and the pooler where it is new.
@@ -262,9 +248,9 @@ def early_exit(model, batch, rule):
     (3, L, d) becomes (2, L, d), and the attention mask and the logits so far must lose the same
     sample, or sample 2 would go on under the mask of sample 1.
     """
-    check_layers(model)
-    with evaluating(model):
-        hidden, attention_mask = embed(model, batch)  # (N, L, d)
+    encoders.check_layers(model)
+    with encoders.evaluating(model):
+        hidden, attention_mask = encoders.embed(model.encoder, batch)  # (N, L, d)
         mask = token_mask(batch)  # (N, L) of the pooling; attention_mask is the layers'
         inside = torch.arange(len(hidden), device=hidden.device)  # (n,) who is where
         K = model.classifiers[0].out_features
@@ -305,64 +291,6 @@ def early_exit(model, batch, rule):
     return answer, exit_layers
 
 
-def embed(model, batch):
-    """What enters the first layer: hidden (N, L, d), and the attention mask of BERT's layers.
-
-    The mask's first dimension is N; it is None where nothing is padded.
-    """
-    encoder = model.encoder
-    inputs = encoders.inputs_for(encoder, batch)
-    attention_mask = inputs.pop("attention_mask", None)
-    hidden = encoder.embeddings(**inputs)
-    if hasattr(encoder, "embeddings_project"):  # ELECTRA's smaller embeddings
-        hidden = encoder.embeddings_project(hidden)
-    return hidden, create_bidirectional_mask(encoder.config, hidden, attention_mask)
-
-
-@torch.no_grad()
-def check_layers(model):
-    """InputError unless walking the layers gives what the encoder's own forward gives.
-
-    Other families do something else around their layers; so may a new release of transformers.
-    """
-    if model.layers_checked:
-        return
-
-    # Two short sentences, one of them padded, so that the mask is tried as well.
-    device = next(model.parameters()).device
-    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 8]], device=device)
-    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], device=device)
-    batch = {"input_ids": ids, "attention_mask": mask}
-    try:
-        with evaluating(model):
-            h = model.encode(batch)[-1]
-            hidden, attention_mask = embed(model, batch)
-            for layer in model.encoder.encoder.layer:
-                hidden = layer(hidden, attention_mask)
-            walked = model.represent(hidden, mask)
-        torch.testing.assert_close(walked, h, atol=1e-4, rtol=0)
-    except Exception as error:  # no such attribute, other arguments, a tuple, other numbers
-        kind = model.encoder.config.model_type
-        raise InputError(
-            f"early exit cannot walk the layers of this {kind} encoder as BERT's "
-            f"({reason(error)[:80]}; transformers {transformers.__version__}): use BERT, RoBERTa, "
-            "ELECTRA, or counted speed-ups, which need no walk"
-        ) from error
-    model.layers_checked = True
-
-
-@contextlib.contextmanager
-def evaluating(model):
-    """Evaluation mode inside; afterwards every part is as it was, a frozen encoder too."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, was_training in modes:
-            module.training = was_training
-
-
 @torch.no_grad()
 def all_exits(model, split, tokenizer, device, keep_h=0, batch_size=64):
     """One pass over a tokenised split of R samples, float32 on the CPU, in the split's order.
@@ -379,7 +307,7 @@ def all_exits(model, split, tokenizer, device, keep_h=0, batch_size=64):
     # A batch's rows go to where its samples stand in the split.
     kept = torch.empty(M, min(keep_h, R), model.encoder.config.hidden_size)
     logits = torch.empty(M, R, K)
-    with evaluating(model):
+    with encoders.evaluating(model):
         for numbers, batch in zip(batches, glue.loader(split, batches, tokenizer)):
             batch.pop("label")
             h, logits_of_batch = model(batch.to(device))

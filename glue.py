@@ -12,8 +12,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from tools import data_files, demo
-from tools.command_line import InputError
-from tools.hub import check_path_or_hub_id
 
 
 class Task(NamedTuple):
@@ -61,29 +59,21 @@ def load_task(name, data, limit_train=None, holdout=None, with_test=False):
     name: one of TASKS; for data of one's own any other name, of letters, digits, - and _.
     data: GLUE as a folder in any of its layouts, or the hub's id; else a file (.csv, .tsv,
     .jsonl, .json, .parquet) or a folder with train, dev and test files of these kinds, with one
-    or two text columns and `label`.  The task returned then holds the file's columns and classes.
-    limit_train: only the first so many samples of train.
-    holdout: the last so many of these become "dev", to choose options by; the task's own dev and
-    test are left out.
-    with_test: "test" too (MNLI test_matched and test_mismatched).  Raises InputError.
+    or two text columns and `label`.  limit_train: only the first so many samples of train.
+    holdout: the last so many of these become "dev", to choose options by; dev and test are left
+    out.  with_test: "test" too (MNLI test_matched and test_mismatched).  Raises InputError.
     """
     if name == "demo":
         task = TASKS[name]
         splits = demo.demo_splits(with_test)
     elif name in TASKS:
         task = TASKS[name]
-        if check_path_or_hub_id("--data", data):
-            splits = data_files.read_glue(task, data, split_names(task, with_test))
-        else:
-            splits = data_files.read_glue_hub(task, data, split_names(task, with_test))
+        splits = data_files.read_glue(task, data, split_names(task, with_test))
     else:
         data_files.check_own_name(name, data, TASKS)
         texts, classes, splits = data_files.read_own(name, data, with_test)
         task = Task(name, name, texts, texts, "label", classes, ("accuracy", "macro_f1"))
-
-    for split_name, split in splits.items():
-        if len(split) == 0:
-            raise InputError(f"{name}: the {split_name} split in {data} has no rows")
+    data_files.check_rows(name, data, splits)
 
     # The rows that stay in train.  A slice takes what there is where limit_train asks for more.
     train = splits["train"]
@@ -94,13 +84,7 @@ def load_task(name, data, limit_train=None, holdout=None, with_test=False):
         splits = {"train": train, "dev": train.select(numbers[-holdout:])}
         numbers = numbers[:-holdout]
     splits["train"] = train.select(numbers)
-
-    # A class without samples is never learnt: its label embedding is only pushed away.
-    present = set(splits["train"]["label"][:])
-    for number, label in enumerate(task.labels):
-        if number not in present:
-            raise InputError(f"{name}: no row of train has the label {label}, and it takes all "
-                             "classes to train; look at the data, --limit-train and --holdout")
+    data_files.check_classes(task, splits["train"])
     return task, splits
 
 
@@ -136,6 +120,11 @@ def tokenize(split, tokenizer, max_length):
         )
 
     return split.map(tokenize_some, batched=True, remove_columns=columns, keep_in_memory=True)
+
+
+def tokenize_all(splits, tokenizer, max_length):
+    """{name: split of texts} -> {name: split of tokens}."""
+    return {name: tokenize(split, tokenizer, max_length) for name, split in splits.items()}
 
 
 def row_lengths(split):

@@ -10,7 +10,6 @@ finite is one.
     python grad_surgery.py runs/rte_acl-grad_1            # the angles in a finished run
 """
 
-import math
 import sys
 
 # As a command this file is a door to the report, which answers --help before it waits for torch.
@@ -29,11 +28,11 @@ def acl_grad(ce_loss, acl_loss, parameters, weight):
 
         g = g_CE + lambda * 1[ <g_CE, g_ACL> >= 0 ] * g_ACL                    [abstract]
 
-    ce_loss, acl_loss: scalars from ONE forward (two have two sets of dropout masks, whose
-    gradients cannot be compared); their graph is freed.  parameters: leaf tensors, the
+    ce_loss, acl_loss: scalars of ONE forward, whose graph is freed: two forwards have two sets of
+    dropout masks, and their gradients cannot be compared.  parameters: leaf tensors, the
     classifier's too: what is not among them gets no gradient.  weight: lambda >= 0.  `.grad` is
-    replaced, not added to.  Returns the cosine between both gradients: NaN where one of them is not
-    finite, 0 where one is zero.  Raises ValueError.
+    replaced, not added to.  The cosine is NaN where a gradient is not finite, 0 where one is
+    zero.  Raises ValueError.
 
     Caveat: torch's checkpoint(.., use_reentrant=True) hides the parameters inside it, in silence:
     they look unused and get None.  Use use_reentrant=False, as transformers does.
@@ -69,8 +68,8 @@ def acl_grad(ce_loss, acl_loss, parameters, weight):
             a = p.grad.flatten().to(precise)
             b = g.flatten().to(precise)
             products.append(torch.stack([a.dot(b), a.dot(a), b.dot(b)]))
-    sums = torch.stack([x.double() for x in products]).sum(dim=0)
-    dot, ce_squared, acl_squared = sums.tolist()  # the step's only wait for the device
+    products = torch.stack(products).cpu().double()  # the step's only wait for the device
+    dot, ce_squared, acl_squared = products.sum(dim=0).tolist()
 
     # The paper's rule.  NaN fails both comparisons; 0 * g_ACL would not do, since 0 * NaN is NaN.
     if 0 <= dot < float("inf"):
@@ -103,7 +102,7 @@ RULES = {
 def apply_rule(ce_loss, acl_loss, parameters, weight, rule):
     """`acl_grad` with another rule.  Arguments, `.grad` and the returned cosine are the same.
 
-        g = g_CE + lambda * (along_ce * g_CE + along_acl * g_ACL)
+        g = g_CE + lambda * (factor * g_ACL - removed * g_CE)
 
     rule: one of RULES, else ValueError.  Example: the two gradients from above.
 
@@ -116,23 +115,29 @@ def apply_rule(ce_loss, acl_loss, parameters, weight, rule):
     project [1.0, 1.0]
     weigh [1.0, 0.0]
     """
-    check_rule(rule, RULES)
-    check_step(weight, ce_loss=ce_loss, acl_loss=acl_loss)
-
-    # Both gradients from one graph, and what the rule makes of their angle.
+    check(weight, rule, RULES, ce_loss=ce_loss, acl_loss=acl_loss)
     parameters = trainable(parameters)
     g_ce = torch.autograd.grad(ce_loss, parameters, retain_graph=True, allow_unused=True)
     g_acl = torch.autograd.grad(acl_loss, parameters, allow_unused=True)
-    products = inner_products(g_ce, g_acl)
-    along_ce, along_acl = factors(products, rule)
+
+    # The angle, over the parameters that both losses reach.
+    pairs = zip(g_ce, g_acl)
+    products = inner_products([(a, b) for a, b in pairs if a is not None and b is not None])
+    factor = factor_of(products, rule)
+
+    # project: g_ACL - <g_ACL, g_CE> / |g_CE|^2 * g_CE
+    removed = 0.0
+    if rule == "project" and cosine_of(products) < 0:
+        dot, ce_squared, _ = products.sum(dim=0).tolist()
+        removed = dot / ce_squared
 
     # A factor of 0 leaves its term out instead of multiplying by it: 0 * NaN is NaN.
     for p, a, b in zip(parameters, g_ce, g_acl):
         g = a
-        if a is not None and b is not None and along_ce != 0:
-            g = a * (1 + weight * along_ce)
-        if b is not None and along_acl != 0:
-            share = weight * along_acl
+        if a is not None and b is not None and removed != 0:
+            g = a * (1 - weight * removed)
+        if b is not None and factor != 0:
+            share = weight * factor
             g = share * b if a is None else g.add(b, alpha=share)
 
         # One tensor may be the gradient of two parameters: clipping would scale it twice.
@@ -152,9 +157,8 @@ def acl_grad_features(ce_loss, acl_losses, h, parameters, weight, rule="discard"
     ValueError; project would need a gradient, not a factor.  `.grad` is replaced, as by acl_grad.
     Returns M cosines.
     """
-    check_rule(rule, ["observe", "discard", "weigh"])
     losses = {f"acl_losses[{m}]": acl_loss for m, acl_loss in enumerate(acl_losses)}
-    check_step(weight, ce_loss=ce_loss, **losses)
+    check(weight, rule, ["observe", "discard", "weigh"], ce_loss=ce_loss, **losses)
     if len(losses) != len(h):
         raise ValueError(f"acl_losses must be one for each of the {len(h)} exits of h, not "
                          f"{len(losses)}")
@@ -162,60 +166,34 @@ def acl_grad_features(ce_loss, acl_losses, h, parameters, weight, rule="discard"
     # Both backward passes stop at h, just below the losses: a few small products, nearly free.
     g_ce = torch.autograd.grad(ce_loss, h, retain_graph=True)[0]  # (M, N, d)
     g_acl = torch.autograd.grad(sum(acl_losses), h, retain_graph=True)[0]  # (M, N, d)
-    products = inner_products(g_ce, g_acl)  # one triple for each exit
+    products = inner_products(zip(g_ce, g_acl)).split(1)  # M of (1, 3)
 
     # What is dropped is left out of the sum, not multiplied by 0: 0 * NaN is NaN.
     total = ce_loss
-    for acl_loss, triple in zip(acl_losses, products):
-        along_acl = factors([triple], rule)[1]
-        if along_acl != 0:
-            total = total + weight * along_acl * acl_loss
+    for acl_loss, of_exit in zip(acl_losses, products):
+        factor = factor_of(of_exit, rule)
+        if factor != 0:
+            total = total + weight * factor * acl_loss
 
     # The one backward through the model.
     parameters = trainable(parameters)
     for p in parameters:
         p.grad = None
     total.backward(inputs=parameters)
-    return [cosine_of([triple]) for triple in products]
+    return [cosine_of(of_exit) for of_exit in products]
 
 
-def inner_products(g_ce, g_acl):
-    """(<g_CE, g_ACL>, |g_CE|^2, |g_ACL|^2) of each pair of tensors; None where one is None."""
-    shared = []  # indices of the pairs
+def inner_products(pairs):
+    """<a, b>, |a|^2, |b|^2 of P pairs of tensors: (P, 3) float64 on the CPU; zeros of no pair."""
     triples = []
-    for i, (a, b) in enumerate(zip(g_ce, g_acl)):
-        if a is not None and b is not None:
-            shared.append(i)
-            precise = torch.promote_types(a.dtype, torch.float32)
-            a = a.flatten().to(precise)
-            b = b.flatten().to(precise)
-            triples.append(torch.stack([a.dot(b), a.dot(a), b.dot(b)]).double())
-
-    # One wait for the device, for all triples together.
-    products = [None] * len(g_acl)
-    if triples:
-        for i, triple in zip(shared, torch.stack(triples).tolist()):
-            products[i] = triple
-    return products
-
-
-def factors(products, rule):
-    """along_ce and along_acl of `apply_rule`.  A cosine that is not finite counts as a conflict."""
-    cosine = cosine_of(products)
-    if rule == "observe":
-        return 0.0, 1.0
-    if math.isnan(cosine):
-        return 0.0, 0.0
-    if rule == "weigh":
-        return 0.0, max(0.0, cosine)
-    if cosine >= 0:
-        return 0.0, 1.0
-    if rule == "discard":
-        return 0.0, 0.0
-
-    # project: g_ACL - <g_ACL, g_CE> / |g_CE|^2 * g_CE
-    dot, ce_squared, _ = sums_of(products)
-    return -dot / ce_squared, 1.0
+    for a, b in pairs:
+        precise = torch.promote_types(a.dtype, torch.float32)
+        a = a.flatten().to(precise)
+        b = b.flatten().to(precise)
+        triples.append(torch.stack([a.dot(b), a.dot(a), b.dot(b)]))
+    if not triples:
+        triples = [torch.zeros(3, device="cpu")]
+    return torch.stack(triples).cpu().double()  # one wait for the device, for all together
 
 
 def cosine_of(products):
@@ -223,31 +201,27 @@ def cosine_of(products):
 
     NaN where something is not finite, 0 where a gradient is zero.
     """
-    dot, ce_squared, acl_squared = sums_of(products)
+    dot, ce_squared, acl_squared = products.sum(dim=0).tolist()
     length = (ce_squared * acl_squared) ** 0.5
     return dot / length if length else dot
 
 
-def sums_of(products):
-    """The triples of `inner_products` added up."""
-    triples = [triple for triple in products if triple is not None]
-
-    # With zeros in front, which are the sums where no parameter is reached by both.
-    columns = zip((0.0, 0.0, 0.0), *triples)
-    return [sum(column) for column in columns]
-
-
-def check_rule(rule, allowed):
-    """ValueError for a rule that is not one of `allowed`."""
-    if rule not in allowed:
-        raise ValueError(f"rule must be one of {', '.join(allowed)}, not {rule!r}")
+def factor_of(products, rule):
+    """What a rule multiplies g_ACL by.  A cosine that is not finite counts as a conflict."""
+    cosine = cosine_of(products)
+    if rule == "observe":
+        return 1.0
+    if rule == "weigh":
+        return cosine if cosine > 0 else 0.0
+    if rule == "project" and cosine < 0:
+        return 1.0
+    return 1.0 if cosine >= 0 else 0.0
 
 
-def check_step(weight, **losses):
-    """ValueError that names what is no scalar, or a weight below 0.
-
-    `acl_grad` has the same lines, and those of `trainable`, so that it can be copied alone.
-    """
+def check(weight, rule, rules, **losses):
+    """Raise ValueError that names the wrong argument; `acl_grad` has these lines of its own."""
+    if rule not in rules:
+        raise ValueError(f"rule must be one of {', '.join(rules)}, not {rule!r}")
     for name, loss in losses.items():
         if not isinstance(loss, torch.Tensor) or loss.dim() != 0:
             raise ValueError(f"{name} must be a scalar tensor, not {loss!r:.60}")

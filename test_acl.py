@@ -296,8 +296,9 @@ def test_parameters_of_one_loss_or_none(gate):
             assert shared.grad.item() == 1
             assert acl_only.grad is None
 
-    g_ce, g_acl = [torch.ones(1), torch.ones(1), None, None], [torch.ones(1), None, None, None]
-    assert grad_surgery.inner_products(g_ce, g_acl) == [[1, 1, 1], None, None, None]
+    pairs = [(torch.ones(2), torch.ones(2)), (torch.ones(1), -torch.ones(1))]
+    assert grad_surgery.inner_products(pairs).tolist() == [[2, 2, 2], [-1, 1, 1]]
+    assert grad_surgery.inner_products([]).tolist() == [[0, 0, 0]]
 
 
 @each_gate

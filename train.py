@@ -88,10 +88,11 @@ def fill_defaults(args):
     """The defaults that depend on the task or the method, all in one place."""
     has_teacher = args.method in ("acl-cl", "kd")
     has_gate = args.method in ("acl-grad", "acl-cl")
+    is_demo = args.task == "demo"
     epochs = {"demo": 7, "rte": 8, "mrpc": 5, "cola": 5, "wnli": 5}
     lr = {"demo": 1e-3, "rte": 5e-5}
     defaults = {
-        "pooling": "mean" if args.task == "demo" else "cls",
+        "pooling": "mean" if is_demo else "cls",
         "exits": "all" if has_teacher else "last",
         "weight": 0.5 if args.method == "kd" else 0.1,
         "temperature": 2.0 if args.method == "kd" else 0.5,
@@ -103,7 +104,7 @@ def fill_defaults(args):
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.head_lr is None:
-        args.head_lr = args.lr if args.task == "demo" else 20 * args.lr
+        args.head_lr = args.lr if is_demo else 20 * args.lr
 
 
 # The options come before these imports, so that --help and a wrong option need not wait for them.
@@ -133,50 +134,46 @@ def losses(args, model, h, logits, labels):
         L_ACL = sum_m w_m L_ACL^m / sum_m w_m
 
     h (M, N, d), logits (M, N, K), labels (N,).  Returns the scalar L_CE and the M summands of
-    L_ACL, each with its share of the weights but without lambda.  L_ACL is the method's second
-    loss, whichever that is: SCL's and distillation's as well.
+    L_ACL, without lambda: the gate may judge exit by exit, so they are not added up yet.
     """
-    # Each exit's share of both losses: w_m / sum_m w_m.
     w = [1] * len(h) if args.exit_weights == "uniform" else model.exits
-    shares = [w_m / sum(w) for w_m in w]
-
-    # Unweighted, at each exit.
-    h = h.unbind()  # M of (N, d)
     label_embeddings = [classifier.weight for classifier in model.classifiers]  # M of (K, d)
-    ce_losses = [F.cross_entropy(logits_m.float(), labels) for logits_m in logits]
-    acl_losses = [
-        second_loss(args, m, h, label_embeddings, logits, labels) for m in range(len(h))
-    ]
-
-    # The gate may judge exit by exit, so the second loss is not summed yet.
-    ce_loss = sum(share * loss for share, loss in zip(shares, ce_losses))
-    return ce_loss, [share * loss for share, loss in zip(shares, acl_losses)]
+    h = h.unbind()  # M of (N, d)
+    ce_loss = 0.0
+    acl_losses = []
+    for m in range(len(h)):
+        share = w[m] / sum(w)
+        ce_loss = ce_loss + share * F.cross_entropy(logits[m].float(), labels)
+        acl_loss = second_loss(args, m, h, label_embeddings, logits, labels)
+        acl_losses.append(share * acl_loss)
+    return ce_loss, acl_losses
 
 
 def second_loss(args, m, h, label_embeddings, logits, labels):
-    """L_ACL^m, what the method adds to cross-entropy at exit m: a scalar.
+    """L_ACL^m, the method's second loss at exit m, SCL's and distillation's as well: a scalar.
 
     m: an index, from 0.  h, label_embeddings, logits: one entry for each exit.
     """
     tau = args.temperature
     teacher = teacher_exit(logits, labels)
+    loss = torch.zeros((), device=labels.device)  # ce's, and that of kd's teacher
     if args.method == "scl":
-        return acl.scl_loss(h[m], labels, tau)
-    if args.method in ("acl-embed", "acl-grad"):
-        return acl.acl_embed_loss(h[m], labels, label_embeddings[m], tau)
-
-    # Every exit trains as with acl-embed (students unless --no-students-embed); the deepest
-    # guides the others besides.
-    if args.method == "acl-cl" and m == teacher:
-        return acl.acl_embed_loss(h[m], labels, label_embeddings[m], tau)
-    if args.method == "acl-cl":
-        guided = acl.acl_cl_loss(h[m], h[teacher], labels, label_embeddings[teacher], tau)
-        if not args.students_embed:
-            return guided
-        return guided + acl.acl_embed_loss(h[m], labels, label_embeddings[m], tau)
+        loss = acl.scl_loss(h[m], labels, tau)
     if args.method == "kd" and m != teacher:
-        return acl.kd_loss(logits[m], logits[teacher], tau)
-    return torch.zeros((), device=labels.device)  # ce, and kd's teacher
+        loss = acl.kd_loss(logits[m], logits[teacher], tau)
+
+    # The deepest exit guides the others, the students.
+    is_student = args.method == "acl-cl" and m != teacher
+    if is_student:
+        loss = acl.acl_cl_loss(h[m], h[teacher], labels, label_embeddings[teacher], tau)
+
+    # Each exit has an ACL-Embed of its own; with --no-students-embed students have not.
+    has_embed = args.method in ("acl-embed", "acl-grad", "acl-cl")
+    if is_student and not args.students_embed:
+        has_embed = False
+    if has_embed:
+        loss = loss + acl.acl_embed_loss(h[m], labels, label_embeddings[m], tau)
+    return loss
 
 
 def teacher_exit(logits, labels):
@@ -202,16 +199,13 @@ def training_step(args, model, batch, weight, bf16):
         acl-grad, acl-cl    g = g_CE + lambda 1[<g_CE, g_ACL> >= 0] g_ACL    grad_surgery.acl_grad
         scl                 g = (1 - lambda) g_CE + lambda g_SCL             arXiv 2011.01403
 
-    This is without --conflict, which gives any method with a second loss another gate, or none.
-    Returns L_CE and L_ACL as `losses` gave them, before lambda and the gate, and the cosines
-    between both gradients: one; with --conflict-at features one for each exit; none without gate.
+    --conflict gives any method with a second loss another gate, or none.  Returns L_CE and L_ACL
+    as `losses` gave them, and the cosines between both gradients: one; with --conflict-at
+    features one for each exit; none without gate.
     """
-    # The forward, at every exit.
     labels = batch.pop("label")  # (N,)
     with torch.autocast(labels.device.type, torch.bfloat16, enabled=bf16):
         h, logits = model(batch)  # (M, N, d), (M, N, K)
-
-    # Both losses, as they are logged.
     ce_loss, acl_losses = losses(args, model, h, logits, labels)
     acl_loss = sum(acl_losses)
 
@@ -220,9 +214,9 @@ def training_step(args, model, batch, weight, bf16):
     ce_term = share_of_ce * ce_loss
 
     # The gradient: a plain sum without a gate, else what the rule makes of the two.
-    rule = args.conflict
     model.zero_grad()
     parameters = list(model.parameters())
+    rule = args.conflict
     cosines = []
     if rule == "none":
         (ce_term + weight * acl_loss).backward()
@@ -241,8 +235,8 @@ def training_step(args, model, batch, weight, bf16):
 def train_one(args, seed, task, splits, model, tokenizer, device, run):
     """Train, evaluate after every epoch, leave everything in the run's folder."""
     train = splits["train"]
-    bf16 = machine.use_bf16(args.precision, device)
     lengths = glue.row_lengths(train)
+    bf16 = machine.use_bf16(args.precision, device)
     steps_per_epoch = math.ceil(len(train) / args.batch_size)
     total_steps = args.epochs * steps_per_epoch
     if args.max_steps:
@@ -250,9 +244,7 @@ def train_one(args, seed, task, splits, model, tokenizer, device, run):
     optimizer, schedule = make_optimizer(args, model, total_steps)
     step = run.restore(model, optimizer, schedule, total_steps)
     model = processes.share(model)
-    precision = "bf16" if bf16 else "fp32"
-    processes.say(f"{run.folder}: {len(train)} samples, exits {model.exits}, "
-                  f"{machine.device_name(device)}, {precision}")
+    processes.say(closing.first_line(run.folder, len(train), model, device, bf16))
     dev = None
 
     while step < total_steps:
@@ -277,7 +269,7 @@ def train_one(args, seed, task, splits, model, tokenizer, device, run):
             # Three numbers in one transfer, since each transfer waits for the device.
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             ce_loss, acl_loss, norm = torch.stack([ce_loss, acl_loss, norm]).tolist()
-            check_finite(step, ce_loss, acl_loss, norm)
+            processes.check_finite(step, ce_loss, acl_loss, norm)
             optimizer.step()
 
             # A step's numbers, counted from 1; lr is the encoder's.  To send them elsewhere, add
@@ -313,34 +305,16 @@ def make_optimizer(args, model, total_steps):
     """AdamW, weight decay 0.01 on matrices only; linear warm-up over a tenth of the steps, then
     linear decay to 0 (our reading)."""
     heads = {id(p) for p in model.head_parameters()}
-    groups = []
-    for is_head in (False, True):
-        for is_matrix in (False, True):
-            parameters = []
-            for p in model.parameters():
-                if (id(p) in heads) == is_head and (p.dim() > 1) == is_matrix:
-                    parameters.append(p)
-            lr = args.head_lr if is_head else args.lr
-            decay = 0.01 if is_matrix else 0.0
-            groups.append({"params": parameters, "lr": lr, "weight_decay": decay})
-    optimizer = torch.optim.AdamW(groups, fused=True)
+    groups = {}
+    for p in model.parameters():
+        lr = args.head_lr if id(p) in heads else args.lr
+        weight_decay = 0.01 if p.dim() > 1 else 0.0
+        group = {"params": [], "lr": lr, "weight_decay": weight_decay}
+        groups.setdefault((lr, weight_decay), group)["params"].append(p)
+    optimizer = torch.optim.AdamW(groups.values(), fused=True)
     warm_up = total_steps // 10
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, warm_up, total_steps)
     return optimizer, schedule
-
-
-def check_finite(step, ce_loss, acl_loss, norm):
-    """FloatingPointError, before the optimizer spoils the weights with what is not finite.
-
-    acl_loss alone may be: then the gate has left its gradient out, or else norm is not finite.
-    """
-    if not math.isfinite(ce_loss) or not math.isfinite(norm):
-        error = FloatingPointError(
-            f"step {step + 1}: ce_loss {ce_loss}, acl_loss {acl_loss}, gradient norm {norm}; "
-            "start again with a smaller --lr or --head-lr, or --precision fp32"
-        )
-        error.is_told = not processes.is_first()  # all processes have the same numbers
-        raise error
 
 
 def evaluate(model, task, splits, tokenizer, device):
@@ -382,28 +356,21 @@ def train_all(args):
         task, splits = processes.on_each(lambda: glue.load_task(
             args.task, args.data, args.limit_train, args.holdout, with_test=args.predict
         ))
-    tokenised = None
+    tokens = None  # of all splits; they serve every seed
     for seed, folder, state in planned:
         if state == "finished":
             runs.add_submission(args, folder, task, splits, device)
             continue
-
-        num_labels = len(task.labels)
         model, tokenizer = processes.on_each(
-            lambda: models.build_model(args, seed, num_labels, device)
+            lambda: models.build_model(args, seed, len(task.labels), device)
         )
-
-        # All splits at once; they serve every seed.
-        if tokenised is None:
+        if tokens is None:
             with waiting("tokenising"):
-                tokenised = {
-                    name: glue.tokenize(split, tokenizer, args.max_length)
-                    for name, split in splits.items()
-                }
-        config = runs.config_of(args, seed, task, tokenised, model, device)
+                tokens = glue.tokenize_all(splits, tokenizer, args.max_length)
+        config = runs.config_of(args, seed, task, tokens, model, device)
         runs.check_planned(planned, config)
         with contextlib.closing(runs.Run(folder, config)) as run:
-            train_one(args, seed, task, tokenised, model, tokenizer, device, run)
+            train_one(args, seed, task, tokens, model, tokenizer, device, run)
     runs.show_finished(planned)
 
 

@@ -170,12 +170,15 @@ def losses_and_groups(args, model, h, logits, labels):
     g_ce = torch.autograd.grad(ce_loss, parameters, retain_graph=True, allow_unused=True)
     g_acl = torch.autograd.grad(sum(acl_losses), parameters, retain_graph=True, allow_unused=True)
 
-    # The products of the parameters that both losses reach, by group.
+    # The gradients of the parameters that both losses reach, by group.
     groups = {}
-    for name, product in zip(names, grad_surgery.inner_products(g_ce, g_acl)):
-        if product is not None:
-            groups.setdefault(group_of(name), []).append(product)
-    PENDING[:] = [(group, grad_surgery.cosine_of(some)) for group, some in groups.items()]
+    for name, a, b in zip(names, g_ce, g_acl):
+        if a is not None and b is not None:
+            groups.setdefault(group_of(name), []).append((a, b))
+    PENDING.clear()
+    for group, pairs in groups.items():
+        products = grad_surgery.inner_products(pairs)
+        PENDING.append((group, grad_surgery.cosine_of(products)))
     return ce_loss, acl_losses
 
 

@@ -1,11 +1,19 @@
-"""What train.py prints: a line after each epoch, and after a run what to look at next."""
+"""What train.py prints: a run's first line, one after each epoch, and what to look at next."""
 
 import shlex
 import statistics
 
 import safetensors
 
+from tools import machine
 from tools.tradeoff import majority_score
+
+
+def first_line(folder, count, model, device, bf16):
+    """'runs/rte_ce_1: 2490 samples, exits [12], cpu, 2 threads, bf16'"""
+    precision = "bf16" if bf16 else "fp32"
+    where = machine.device_name(device)
+    return f"{folder}: {count} samples, exits {model.exits}, {where}, {precision}"
 
 
 def epoch_line(epoch, epochs, metric, rows):

@@ -75,7 +75,7 @@ HUB_CLASSES = {
 }
 
 
-def read_glue(task, data, names):
+def read_glue_folder(task, data, names):
     """{split: Dataset} of the splits `names` of a GLUE task from the folder `data`.
 
     task: a glue.Task.  Looked for in RTE/, rte/ or the folder itself, in this order:
@@ -99,6 +99,13 @@ def read_glue(task, data, names):
         f"nor {task.name}/train/*.parquet (the hub's converted files) "
         f"nor {task.name}/dataset_dict.json (save_to_disk); "
         "data of your own need a --task of their own")
+
+
+def read_glue(task, data, names):
+    """{name: Dataset} of a GLUE task, from a folder or the hub.  Raises InputError."""
+    if check_path_or_hub_id("--data", data):
+        return read_glue_folder(task, data, names)
+    return read_glue_hub(task, data, names)
 
 
 def glue_places(task, folder):
@@ -626,6 +633,25 @@ def set_dev_aside(split, path):
                          "add samples or a dev file")
     train = sorted(set(order) - set(dev))
     return split.select(train), split.select(sorted(dev))
+
+
+def check_rows(name, data, splits):
+    """InputError for a split without samples."""
+    for split_name, split in splits.items():
+        if len(split) == 0:
+            raise InputError(f"{name}: the {split_name} split in {data} has no rows")
+
+
+def check_classes(task, train):
+    """InputError for a class without samples in train.
+
+    It would never be learnt: its label embedding would only be pushed away.
+    """
+    present = set(train["label"][:])
+    for number, label in enumerate(task.labels):
+        if number not in present:
+            raise InputError(f"{task.name}: no row of train has the label {label}, and it takes "
+                             "all classes to train; look at the data, --limit-train and --holdout")
 
 
 def check_own_name(name, data, tasks):

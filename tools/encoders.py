@@ -1,8 +1,14 @@
 """What differs from one family of encoders to the next, so that exits.py need not know it."""
 
+import contextlib
 import inspect
 
-from tools.command_line import InputError
+import torch
+import transformers
+from torch import nn
+from transformers.masking_utils import create_bidirectional_mask
+
+from tools.command_line import InputError, reason
 
 
 def inputs_for(encoder, batch):
@@ -47,3 +53,82 @@ def parse_exits(exits, num_layers):
         allowed = f"all, last or layers from 1 to {num_layers}, {num_layers} among them"
         raise InputError(f"exits must be {allowed}, not {exits!r}")
     return layers
+
+
+# ----------------------------------------------------------------------- the pooler of [CLS]
+
+
+def check_pooler(encoder):
+    """InputError for an encoder without the pooler that --pooling cls needs."""
+    if getattr(encoder, "pooler", None) is None:
+        kind = encoder.config.model_type
+        raise InputError(f"a {kind} encoder has no pooler of [CLS]: use --pooling mean")
+
+
+def pool(encoder, hidden):
+    """Dense and tanh on the first token of hidden (N, L, d): (N, d), in the pooler's own type."""
+    pooler = encoder.pooler
+    hidden = hidden.to(next(pooler.parameters()).dtype)
+    if isinstance(pooler, nn.Linear):  # ALBERT keeps dense and tanh apart
+        return encoder.pooler_activation(pooler(hidden[:, 0]))
+    return pooler(hidden)
+
+
+# ------------------------------------------------------------------------ walking the layers
+
+
+def embed(encoder, batch):
+    """What enters the first layer: hidden (N, L, d), and the attention mask of BERT's layers.
+
+    The mask's first dimension is N; it is None where nothing is padded.
+    """
+    inputs = inputs_for(encoder, batch)
+    attention_mask = inputs.pop("attention_mask", None)
+    hidden = encoder.embeddings(**inputs)
+    if hasattr(encoder, "embeddings_project"):  # ELECTRA's smaller embeddings
+        hidden = encoder.embeddings_project(hidden)
+    return hidden, create_bidirectional_mask(encoder.config, hidden, attention_mask)
+
+
+@torch.no_grad()
+def check_layers(model):
+    """InputError unless walking a MultiExitBert's layers gives what the encoder's forward gives.
+
+    Other families do something else around their layers; so may a new release of transformers.
+    """
+    if getattr(model, "layers_checked", False):
+        return
+
+    # Two short sentences, one of them padded, so that the mask is tried as well.
+    encoder = model.encoder
+    device = next(model.parameters()).device
+    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 8]], device=device)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], device=device)
+    batch = {"input_ids": ids, "attention_mask": mask}
+    try:
+        with evaluating(model):
+            h, _ = model(batch)
+            hidden, attention_mask = embed(encoder, batch)
+            for layer in encoder.encoder.layer:
+                hidden = layer(hidden, attention_mask)
+            walked = model.represent(hidden, mask)
+        torch.testing.assert_close(walked, h[-1], atol=1e-4, rtol=0)
+    except Exception as error:  # no such attribute, other arguments, a tuple, other numbers
+        raise InputError(
+            f"early exit cannot walk the layers of this {encoder.config.model_type} encoder as "
+            f"BERT's ({reason(error)[:80]}; transformers {transformers.__version__}): use BERT, "
+            "RoBERTa, ELECTRA, or counted speed-ups, which need no walk"
+        ) from error
+    model.layers_checked = True
+
+
+@contextlib.contextmanager
+def evaluating(model):
+    """Evaluation mode inside; afterwards every part is as it was, a frozen encoder too."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in modes:
+            module.training = was_training

@@ -210,7 +210,7 @@ def text_columns(texts, names):
 @torch.no_grad()
 def full_model(model, batch):
     """The deepest exit's logits (N, K), and its layer for each sample (N,).  Any encoder."""
-    with exits.evaluating(model):
+    with encoders.evaluating(model):
         _, logits = model(batch)
     exit_layers = torch.full((logits.shape[1],), model.exits[-1], device=logits.device)
     return logits[-1], exit_layers

@@ -12,9 +12,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import exits
 import glue
-from tools import data_files, machine
+from tools import data_files, encoders, machine
 from tools.command_line import InputError
 from tools.exits_report import Shown, choose, setting_text, with_texts
 from tools.files import write_table
@@ -87,7 +86,7 @@ def check_walk(model, rule):
     if rule is None:
         return
     try:
-        exits.check_layers(model)
+        encoders.check_layers(model)
     except InputError as error:
         raise InputError(f"{error}; without --rule the full model answers") from None
 

@@ -7,6 +7,7 @@ and all processes find the same gradients, take the same decision and the same s
 """
 
 import contextlib
+import math
 import os
 
 import torch
@@ -53,6 +54,20 @@ def say(text, file=None):
     """Print a line, once.  file: sys.stderr for remarks."""
     if is_first():
         print(text, file=file, flush=True)
+
+
+def check_finite(step, ce_loss, acl_loss, norm):
+    """FloatingPointError, before the optimizer spoils the weights with what is not finite.
+
+    acl_loss alone may be: then the gate has left its gradient out, or else norm is not finite.
+    """
+    if not math.isfinite(ce_loss) or not math.isfinite(norm):
+        error = FloatingPointError(
+            f"step {step + 1}: ce_loss {ce_loss}, acl_loss {acl_loss}, gradient norm {norm}; "
+            "start again with a smaller --lr or --head-lr, or --precision fp32"
+        )
+        error.is_told = not is_first()  # all processes have the same numbers
+        raise error
 
 
 def from_first(function):

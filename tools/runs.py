@@ -429,8 +429,7 @@ def add_submission(args, folder, task, splits, device):
         return
     loaded = processes.on_each(lambda: load_run(folder))
     model, tokenizer = loaded.model.to(device), loaded.tokenizer
-    length = loaded.config["max_length"]
-    tokenised = {name: glue.tokenize(t, tokenizer, length) for name, t in splits.items()}
+    tokenised = glue.tokenize_all(splits, tokenizer, loaded.config["max_length"])
 
     # The same data, or its classes could have other names.
     config = config_of(args, loaded.config["seed"], task, tokenised, model, device)

@@ -41,8 +41,8 @@ def row_of(printed, method):
 
 def test_cosine_is_clamped():
     """Rounding can leave a cosine outside -1..1, where acos has no answer."""
-    above = grad_surgery.cosine_of([(1 + 1e-7, 1.0, 1.0)])
-    below = grad_surgery.cosine_of([(-1 - 1e-7, 1.0, 1.0)])
+    above = grad_surgery.cosine_of(torch.tensor([[1 + 1e-6, 1.0, 1.0]]))
+    below = grad_surgery.cosine_of(torch.tensor([[-1 - 1e-6, 1.0, 1.0]]))
     assert above > 1 and below < -1
     assert angles.angle(above) == 0
     assert angles.angle(below) == 180

@@ -47,10 +47,12 @@ def test_any_encoder_trains_a_step(kind, pooling):
 
 
 def test_dropout_before_the_classifiers():
-    model = small_model(dropout=0.5).train()
-    h = torch.ones(3, 6, 16)
-    assert not torch.equal(model.classify(h), model.classify(h))
-    assert torch.equal(model.eval().classify(h), model.classify(h))
+    model, batch = small_model(dropout=0.5).eval(), small_batch(6, 5)
+    model.dropout.train()
+    (h, logits), (h_again, logits_again) = model(batch), model(batch)
+    assert torch.equal(h, h_again)
+    assert not torch.equal(logits, logits_again)
+    assert torch.equal(model.eval()(batch)[1], model(batch)[1])
 
 
 def test_classifiers_start_as_bert_does():

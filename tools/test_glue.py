@@ -445,10 +445,10 @@ def test_paths_that_are_none(tmp_path, monkeypatch):
     for value in ("link", "a/link"):
         assert "points nowhere, to nowhere" in refusal("rte", value)
         assert "points nowhere" in refusal("mine", value)
-    assert glue.check_path_or_hub_id("--model", "a") is True
-    assert glue.check_path_or_hub_id("--model", tmp_path / "a") is True
+    assert hub.check_path_or_hub_id("--model", "a") is True
+    assert hub.check_path_or_hub_id("--model", tmp_path / "a") is True
     for value in ("nyu-mll/glue", "google-bert/bert-base-uncased", "a/b.c_d-1"):
-        assert glue.check_path_or_hub_id("--model", value) is False
+        assert hub.check_path_or_hub_id("--model", value) is False
 
 
 def test_hub_ids_go_to_the_hub(monkeypatch):
@@ -484,10 +484,11 @@ def test_no_network_names_two_ways_on(monkeypatch):
 ASK_THE_HUB = """
 import time
 import glue
+from tools.command_line import InputError
 start = time.monotonic()
 try:
     glue.load_task("rte", "nyu-mll/glue")
-except glue.InputError as error:
+except InputError as error:
     print(time.monotonic() - start)
     print(error)
 """
