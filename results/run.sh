@@ -82,11 +82,13 @@ job() {
     [ -f "runs/$folder/$name/$file" ] && cp "runs/$folder/$name/$file" "$kept/"
   done
   # A run says where on this machine its data and encoder were; what is kept does not.
-  sed -i -e 's#"data": ".*"#"data": "data"#' -e "s#\"model\": \".*\"#\"model\": \"$MODEL\"#" \
+  local model=$MODEL
+  [[ "$*" == *"--model $MPNET "* ]] && model=$MPNET
+  sed -i -e 's#"data": ".*"#"data": "data"#' -e "s#\"model\": \".*\"#\"model\": \"$model\"#" \
     "$kept/config.json"
   [ -n "${KEEP:-}" ] || rm -f "runs/$folder/$name/model/model.safetensors"
 }
-export -f job scaled heads_rate; export RESULTS MODEL
+export -f job scaled heads_rate; export RESULTS MODEL MPNET
 
 declare -A EPOCHS=([rte]=4 [mrpc]=3 [cola]=2 [sst2]=3)
 
