@@ -430,6 +430,6 @@ def print_clock(job, device):
             "batch_size": batch_size,
             "counted": f"{counted:.4f}",
             "clocked": f"{full / early:.4f}",
-            "full_ms_per_row": f"{full_ms:.4f}",
+            "full_ms_per_sample": f"{full_ms:.4f}",
         })
     write_anew(rows, run.folder / "clock.csv")

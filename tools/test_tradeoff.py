@@ -534,7 +534,7 @@ def test_clock_command(run, capsys):
     assert [row["batch_size"] for row in rows] == ["1", "32"]
     assert rows[0]["threshold"] == "0.123456789"
     assert rows[0]["counted"] == rows[1]["counted"]
-    assert list(rows[0])[-4:] == ["batch_size", "counted", "clocked", "full_ms_per_row"]
+    assert list(rows[0])[-4:] == ["batch_size", "counted", "clocked", "full_ms_per_sample"]
 
 
 def test_a_reader_that_goes_is_no_fault(run, capfd, monkeypatch):
