@@ -101,8 +101,10 @@ def check(temperature, labels=None, **matrices):
         N, d = first.shape
         if name.endswith("label_embeddings"):
             N = len(matrix)
-        if shape != (N, d) or N == 0:
-            raise ValueError(f"{name} must be ({N}, {d}) and not empty, not {shape}")
+        if N == 0:
+            raise ValueError(f"{name} must hold something, not {shape}")
+        if shape != (N, d):
+            raise ValueError(f"{name} must be ({N}, {d}), not {shape}")
 
     # One class number for each sample.
     if labels is None:
@@ -204,11 +206,11 @@ def kd_loss(student_logits, teacher_logits, temperature):
     size independent of tau.  Raises ValueError.
     """
     check(temperature, student_logits=student_logits, teacher_logits=teacher_logits)
-    student = student_logits.float() / temperature  # (N, K)
-    teacher = teacher_logits.detach().float() / temperature  # (N, K)
+    s = student_logits.float()  # (N, K)
+    t = teacher_logits.detach().float()  # (N, K)
 
     # Both as log-probabilities, or a probability that rounds to 0 would give log 0.
-    log_student = F.log_softmax(student, dim=-1)
-    log_teacher = F.log_softmax(teacher, dim=-1)
+    log_student = F.log_softmax(s / temperature, dim=-1)
+    log_teacher = F.log_softmax(t / temperature, dim=-1)
     kl = F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
     return temperature**2 * kl

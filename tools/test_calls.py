@@ -65,7 +65,7 @@ WRONG = [
     ("scl_loss", (H, Y, math.inf), "temperature"),
     ("acl_embed_loss", (H, Y, L, -1), "temperature"),
     ("acl_embed_loss", (H, Y, L[:, :3], 0.5), "label_embeddings must be (2, 4)"),
-    ("acl_embed_loss", (H, Y, L[:0], 0.5), "label_embeddings must be (0, 4) and not empty"),
+    ("acl_embed_loss", (H, Y, L[:0], 0.5), "label_embeddings must hold something, not (0, 4)"),
     ("acl_embed_loss", (H, Y + 1, L, 0.5), "labels must lie in 0..1"),
     ("acl_embed_loss", (H, Y - 1, L, 0.5), "labels must lie in 0..1"),
     ("acl_embed_loss", (H, Y.tolist(), L, 0.5), "labels must be a tensor, not list"),
