@@ -320,7 +320,7 @@ mpnet_tune() {
 }
 
 # What mpnet_tune settled on.
-declare -A MPNET_LR=([ce]=5e-5 [kd]=5e-5 [acl-grad]=5e-5 [acl-cl]=5e-5)
+declare -A MPNET_LR=([ce]=1e-4 [kd]=1e-4 [acl-grad]=1e-4 [acl-cl]=1e-4)
 
 # Whole train splits; whole comparisons first: all methods of a task and seed.
 mpnet() {
