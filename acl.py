@@ -78,7 +78,7 @@ def unit(x):
 def check(temperature, labels=None, **matrices):
     """Raise ValueError that names the wrong argument of a loss.
 
-    matrices, by name: (N, d), and (K, d) where the name ends in label_embeddings.
+    matrices, by name: (N, d), and (K, d) where the name ends in label_embeddings; kd_loss's (N, K).
     """
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be a number above 0, not {temperature}")
@@ -97,7 +97,7 @@ def check(temperature, labels=None, **matrices):
         kind = matrix.dtype
         shape = tuple(matrix.shape)
         if matrix.dim() != 2 or not kind.is_floating_point:
-            raise ValueError(f"{name} must be floating point (N, d), not {kind} {shape}")
+            raise ValueError(f"{name} must be a floating-point matrix, not {kind} {shape}")
         N, d = first.shape
         if name.endswith("label_embeddings"):
             N = len(matrix)

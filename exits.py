@@ -92,10 +92,11 @@ class MultiExitBert(nn.Module):
     def represent(self, hidden, mask):
         """One layer's hidden states (N, L, d), mask (N, L) of tokens -> h (N, d)."""
         if self.pooling == "mean":
-            weights = mask.unsqueeze(-1).to(hidden.dtype)  # (N, L, 1)
-            return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+            mask = mask.unsqueeze(-1).to(hidden.dtype)  # (N, L, 1)
+            return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
 
-        # Not under autocast: it would round h to bf16, whose 8 bits are too coarse for the losses.
+        # The encoder's one pooler serves every exit.
+        # Not under autocast: it would round h to bf16, whose 8 bits are too coarse for losses.
         with torch.autocast(hidden.device.type, enabled=False):
             return encoders.pool(self.encoder, hidden)
 
@@ -140,8 +141,9 @@ def confidence(logits, threshold):
 
 
 def patience(logits, patience):
-    """Leave when `patience` >= 1 exits in a row predict again what the exit before them did
-    (PABEE, arXiv 2006.04152).  logits (m, n, K) -> (n,) bool.
+    """Leave when the last `patience` + 1 exits predict the same class, `patience` >= 1.
+
+    logits (m, n, K) -> (n,) bool.  PABEE (arXiv 2006.04152).
 
     >>> logits = torch.tensor([[[1.0, 0.0]], [[2.0, 0.0]], [[3.0, 0.0]]])     # 3 exits, 1 sample
     >>> patience(logits, patience=2)

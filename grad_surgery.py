@@ -28,14 +28,15 @@ def acl_grad(ce_loss, acl_loss, parameters, weight):
 
         g = g_CE + lambda * 1[ <g_CE, g_ACL> >= 0 ] * g_ACL                    [abstract]
 
-    ce_loss, acl_loss: scalars of ONE forward, whose graph is freed: two forwards have two sets of
-    dropout masks, and their gradients cannot be compared.  parameters: leaf tensors, the
+    ce_loss, acl_loss: scalars of ONE forward, as two have two sets of dropout masks, whose
+    gradients cannot be compared.  The call frees their graph.  parameters: leaf tensors, the
     classifier's too: what is not among them gets no gradient.  weight: lambda >= 0.  `.grad` is
-    replaced, not added to.  The cosine is NaN where a gradient is not finite, 0 where one is
-    zero.  Raises ValueError.
+    replaced, not added to.  The cosine is NaN where the inner products are not finite, 0 where a
+    gradient is zero.  Raises ValueError; torch, RuntimeError where a loss has no graph.
 
-    Caveat: torch's checkpoint(.., use_reentrant=True) hides the parameters inside it, in silence:
-    they look unused and get None.  Use use_reentrant=False, as transformers does.
+    Caveat: torch's checkpoint(.., use_reentrant=True) hides the parameters inside it.  Where
+    nothing below it is trained this goes in silence: they look unused and get None.  Use
+    use_reentrant=False, as transformers does.
 
     >>> w = torch.zeros(2, requires_grad=True)
     >>> cosine = acl_grad(w[0], w[1] - w[0], [w], weight=1.0)  # (1, 0), (-1, 1): 135 degrees
@@ -60,7 +61,7 @@ def acl_grad(ce_loss, acl_loss, parameters, weight):
     g_acl = torch.autograd.grad(acl_loss, parameters, allow_unused=True)
 
     # <g_CE, g_ACL>, |g_CE|^2 and |g_ACL|^2, in float32 or better: half precision would overflow.
-    # The zeros are the answer where no parameter is reached by both.
+    # A row of zeros to start with: there may be no parameter that both reach.
     products = [torch.zeros(3, device=ce_loss.device)]
     for p, g in zip(parameters, g_acl):
         if p.grad is not None and g is not None:
@@ -68,7 +69,7 @@ def acl_grad(ce_loss, acl_loss, parameters, weight):
             a = p.grad.flatten().to(precise)
             b = g.flatten().to(precise)
             products.append(torch.stack([a.dot(b), a.dot(a), b.dot(b)]))
-    products = torch.stack(products).cpu().double()  # the step's only wait for the device
+    products = torch.stack(products).cpu().double()  # the only wait for the device here
     dot, ce_squared, acl_squared = products.sum(dim=0).tolist()
 
     # The paper's rule.  NaN fails both comparisons; 0 * g_ACL would not do, since 0 * NaN is NaN.
@@ -159,6 +160,8 @@ def acl_grad_features(ce_loss, acl_losses, h, parameters, weight, rule="discard"
     """
     losses = {f"acl_losses[{m}]": acl_loss for m, acl_loss in enumerate(acl_losses)}
     check(weight, rule, ["observe", "discard", "weigh"], ce_loss=ce_loss, **losses)
+    if not isinstance(h, torch.Tensor):
+        raise ValueError(f"h must be one tensor (M, N, d), not {type(h).__name__}")
     if len(losses) != len(h):
         raise ValueError(f"acl_losses must be one for each of the {len(h)} exits of h, not "
                          f"{len(losses)}")

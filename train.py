@@ -1,8 +1,8 @@
 """Fine-tune BERT on GLUE with cross-entropy, SCL, ACL-Embed, ACL-Grad, ACL-CL or distillation.
 
-    python train.py --task demo --method acl-cl              # no download, half a minute
+    python train.py --task demo --method acl-cl              # no download, one minute
     python train.py --task rte --method acl-cl --seeds 1 2 3 # BERT-base and GLUE from the hub
-    python train.py --task rte --method acl-grad --data data --model minilm --pooling mean
+    python train.py --task rte --method acl-grad --data FOLDER --model FOLDER     # without a hub
     python train.py --task mine --method acl-cl --data mine.csv           # texts of your own
     torchrun --nproc-per-node 2 train.py --task rte --method acl-cl       # processes share a batch
 
@@ -56,7 +56,7 @@ def parse_args(argv=None):
     add("--conflict", choices=RULES, help="gate: what a conflict does to the second gradient")
     add("--conflict-at", choices=("parameters", "features"), default="parameters",
         help="where it is looked for; features: at h, approximate, one backward")
-    add("--exit-weights", choices=("depth", "uniform"), default="depth", 
+    add("--exit-weights", choices=("depth", "uniform"), default="depth",
         help="w_m: the exit's layer number, or 1")
     add("--no-students-embed", dest="students_embed", action="store_false",
         help="acl-cl: students without an ACL-Embed of their own")
@@ -89,13 +89,16 @@ def fill_defaults(args):
     has_teacher = args.method in ("acl-cl", "kd")
     has_gate = args.method in ("acl-grad", "acl-cl")
     is_demo = args.task == "demo"
-    epochs = {"demo": 7, "rte": 8, "mrpc": 5, "cola": 5, "wnli": 5}
+    epochs = {"demo": 6, "rte": 8, "mrpc": 5, "cola": 5, "wnli": 5}
     lr = {"demo": 1e-3, "rte": 5e-5}
+    temperature = 2.0 if args.method == "kd" else 0.5
+    if is_demo and args.method != "kd":
+        temperature = 0.07  # SupCon's own; twice as many of the demo's steps conflict as at 0.5
     defaults = {
         "pooling": "mean" if is_demo else "cls",
         "exits": "all" if has_teacher else "last",
         "weight": 0.5 if args.method == "kd" else 0.1,
-        "temperature": 2.0 if args.method == "kd" else 0.5,
+        "temperature": temperature,
         "conflict": "discard" if has_gate else "none",
         "epochs": epochs.get(args.task, 3),
         "lr": lr.get(args.task, 2e-5),
@@ -130,33 +133,34 @@ from tools.progress import Progress, waiting
 def losses(args, model, h, logits, labels):
     """L_CE and L_ACL of one batch: means over the exits m = 1 .. M with weights w_m.
 
-        L_CE  = sum_m w_m L_CE^m  / sum_m w_m            w_m: exit m's layer number, or 1
+        L_CE  = sum_m w_m L_CE^m  / sum_m w_m        w_m: the layer that exit m sits on, or 1
         L_ACL = sum_m w_m L_ACL^m / sum_m w_m
 
     h (M, N, d), logits (M, N, K), labels (N,).  Returns the scalar L_CE and the M summands of
     L_ACL, without lambda: the gate may judge exit by exit, so they are not added up yet.
+    L_ACL is the method's second loss, whichever that is: SCL's and distillation's as well.
     """
     w = [1] * len(h) if args.exit_weights == "uniform" else model.exits
     label_embeddings = [classifier.weight for classifier in model.classifiers]  # M of (K, d)
-    h = h.unbind()  # M of (N, d)
+    h_of_exit = h.unbind()  # M of (N, d)
     ce_loss = 0.0
     acl_losses = []
     for m in range(len(h)):
         share = w[m] / sum(w)
         ce_loss = ce_loss + share * F.cross_entropy(logits[m].float(), labels)
-        acl_loss = second_loss(args, m, h, label_embeddings, logits, labels)
+        acl_loss = second_loss(args, m, h_of_exit, label_embeddings, logits, labels)
         acl_losses.append(share * acl_loss)
     return ce_loss, acl_losses
 
 
 def second_loss(args, m, h, label_embeddings, logits, labels):
-    """L_ACL^m, the method's second loss at exit m, SCL's and distillation's as well: a scalar.
+    """L_ACL^m, the method's second loss at exit m: a scalar.
 
     m: an index, from 0.  h, label_embeddings, logits: one entry for each exit.
     """
     tau = args.temperature
     teacher = teacher_exit(logits, labels)
-    loss = torch.zeros((), device=labels.device)  # ce's, and that of kd's teacher
+    loss = torch.zeros((), device=labels.device)  # stays so for ce, and for kd's teacher
     if args.method == "scl":
         loss = acl.scl_loss(h[m], labels, tau)
     if args.method == "kd" and m != teacher:
@@ -199,11 +203,11 @@ def training_step(args, model, batch, weight, bf16):
         acl-grad, acl-cl    g = g_CE + lambda 1[<g_CE, g_ACL> >= 0] g_ACL    grad_surgery.acl_grad
         scl                 g = (1 - lambda) g_CE + lambda g_SCL             arXiv 2011.01403
 
-    --conflict gives any method with a second loss another gate, or none.  Returns L_CE and L_ACL
-    as `losses` gave them, and the cosines between both gradients: one; with --conflict-at
+    --conflict gives any method with a second loss another gate, or none.  Returns L_CE and L_ACL,
+    detached and without lambda, and the cosines between both gradients: one; with --conflict-at
     features one for each exit; none without gate.
     """
-    labels = batch.pop("label")  # (N,)
+    labels = batch["label"]  # (N,)
     with torch.autocast(labels.device.type, torch.bfloat16, enabled=bf16):
         h, logits = model(batch)  # (M, N, d), (M, N, K)
     ce_loss, acl_losses = losses(args, model, h, logits, labels)

@@ -37,7 +37,10 @@ def closing_lines(folder, result, config):
     lines = [score_line(result, majority_of(folder, result))]
     if result["conflict_share"] is not None:
         share = 100 * result["conflict_share"]
-        lines.append(f"steps in conflict (over 90 degrees): {share:.1f} % of {result['steps']}, "
+        what = "over 90 degrees"
+        if config["conflict_at"] == "features":
+            what = "the exits' mean angle over 90 degrees"
+        lines.append(f"steps in conflict ({what}): {share:.1f} % of {result['steps']}, "
                      f"{what_was_done(config)}")
 
     name = shlex.quote(str(folder))
@@ -78,4 +81,6 @@ def what_was_done(config):
         "project": "where it lost the part against cross-entropy's",
         "weigh": "where it was multiplied by 0",
     }
+    if config["conflict_at"] == "features":
+        return "where each exit decided for itself"
     return words.get(config["conflict"], "which were only watched")

@@ -20,7 +20,11 @@ def reason(error):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but one line and status 2 for a wrong option."""
+    """argparse, but one line and status 2 for a wrong option, and the description as written."""
+
+    def __init__(self, *arguments, **options):
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*arguments, **options)
 
     def parse_args(self, *arguments, **options):
         let_output_close()  # --help prints, too

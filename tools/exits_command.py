@@ -1,12 +1,17 @@
 """The options of `python exits.py RUN ..`, apart from what they start, so that --help and a wrong
 option need not wait for torch."""
 
-import argparse
 import sys
 
 from tools.command_line import Parser, quiet_libraries, run_command
 
-RULES = ("entropy", "confidence", "patience", "pcee")
+# The rules of exits.py by name, and their settings.  One of your own: a line here.
+RULES = {
+    "entropy": ("threshold",),
+    "confidence": ("threshold",),
+    "patience": ("patience",),
+    "pcee": ("threshold", "patience"),
+}
 
 DESCRIPTION = """Score against speed-up of finished runs, and prediction with early exit.
 
@@ -21,13 +26,12 @@ DESCRIPTION = """Score against speed-up of finished runs, and prediction with ea
 
 def parse_args(argv=None):
     """The command line as a namespace; ends the program with status 2 for wrong options."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    p = Parser("exits.py", description=DESCRIPTION, formatter_class=as_written)
+    p = Parser("exits.py", description=DESCRIPTION)
     add = p.add_argument
     add("runs", nargs="+", metavar="RUN", help="folder of a finished run")
     add("--all", action="store_true", help="every rule, and each rule's best settings")
     add("--rule", choices=RULES, help="who leaves when (entropy; --predict without one: nobody)")
-    add("--threshold", type=float, help="of the rule, 0 to 1 (the setting next above 2x)")
+    add("--threshold", type=float, help="of the rule (the setting next above 2x)")
     add("--patience", type=int, help="of the rule, 1 or more exits")
     add("--examples", action="store_true", help="write RUN/examples.tsv")
     add("--clock", action="store_true", help="measure the speed-up, write RUN/clock.csv")

@@ -22,6 +22,8 @@ def check_options(args, p):
         p.error("--conflict-at features needs a contrastive loss, which kd has not")
     if args.conflict_at == "features" and args.conflict in ("none", "project"):
         p.error("--conflict-at features needs --conflict observe, discard or weigh")
+    if not args.students_embed and args.method != "acl-cl":
+        p.error("--no-students-embed is for --method acl-cl, which alone has students of its own")
     if args.predict and args.holdout:
         p.error("--predict needs the test split, which --holdout leaves out")
     if len(set(args.seeds)) < len(args.seeds):

@@ -81,9 +81,9 @@ WRONG = [
     ("acl_cl_loss", (H, H, Y + 1, L, 0.5), "labels must lie in 0..1"),
     ("acl_cl_loss", (H, H, ONE_HOT, L, 0.5), "labels must be int64 (3,)"),
     ("kd_loss", (H, H[:2], 2.0), "teacher_logits must be (3, 4)"),
-    ("kd_loss", (H[0], H[0], 2.0), "student_logits must be floating point (N, d)"),
+    ("kd_loss", (H[0], H[0], 2.0), "student_logits must be a floating-point matrix"),
     ("kd_loss", (H.tolist(), H, 2.0), "student_logits must be a tensor, not list"),
-    ("kd_loss", (H, Y, 2.0), "teacher_logits must be floating point"),
+    ("kd_loss", (H, Y, 2.0), "teacher_logits must be a floating-point matrix"),
     ("kd_loss", (H, H, 0), "temperature"),
 ]
 KERNEL = ("contrastive_loss", "unit", "check")

@@ -175,8 +175,23 @@ def test_majority_class_by_hand(labels, metric, score):
     assert tradeoff.majority_score(torch.tensor(labels), metric) == pytest.approx(score)
 
 
-def test_rules_of_the_command_are_those_of_the_report():
-    assert exits_command.RULES == tuple(tradeoff.RULES)
+def test_a_rule_of_ones_own_takes_a_function_and_a_line(run, monkeypatch, capsys):
+    """The README's margin, in nats: in the table, by --rule, with a threshold beyond 1."""
+    def margin(logits, threshold):
+        best = logits[-1].float().topk(2, dim=-1).values
+        return best[:, 0] - best[:, 1] >= threshold
+
+    monkeypatch.setattr(exits, "margin", margin, raising=False)
+    monkeypatch.setitem(exits_command.RULES, "margin", ("threshold",))
+    assert tradeoff.make_rule("margin", 2.0)(torch.tensor([[[3.0, 0.0], [1.0, 0.0]]])).tolist() == [
+        True, False]
+    assert exits_command.main([str(run), "--all"]) == 0
+    assert "margin" in capsys.readouterr().out
+    assert exits_command.main([str(run), "--rule", "margin"]) == 0
+    assert "margin at 2x" in capsys.readouterr().out
+
+
+def test_methods_of_the_command_are_those_of_the_training():
     assert comparison.METHODS == tuple(train.METHODS)
 
 

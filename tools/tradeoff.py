@@ -19,37 +19,36 @@ import safetensors.torch
 import torch
 
 import glue
-from exits import confidence, early_exit, entropy, exit_indices, normalised_entropy, patience, pcee
+import exits
+from exits import early_exit, exit_indices, normalised_entropy
 from tools.command_line import InputError, is_out_of_memory, reason
+from tools.exits_command import RULES
 from tools.files import read_csv, read_json
 from tools.progress import Progress, waiting
 
 SPEEDS = (1.5, 2, 3)
 
-# name: (the rule, the names of its settings)
-RULES = {
-    "entropy": (entropy, ("threshold",)),
-    "confidence": (confidence, ("threshold",)),
-    "patience": (patience, ("patience",)),
-    "pcee": (pcee, ("threshold", "patience")),
-}
-
 NO_LOGITS = "dev_logits.safetensors is not there: committed runs keep only the small files"
 
 
 def make_rule(rule, threshold=None, patience=None):
-    """RULES[rule] with its settings filled in: logits (m, n, K) -> (n,) bool.  Raises InputError
-    for settings that make no sense."""
+    """A rule of exits.py with its settings filled in: logits (m, n, K) -> (n,) bool.  Raises
+    InputError for settings that make no sense."""
     if rule not in RULES:
         raise InputError(f"unknown rule {rule!r}; choose one of {', '.join(RULES)}")
-    function, names = RULES[rule]
     given = {"threshold": threshold, "patience": patience}
-    if "threshold" in names and (threshold is None or not 0 <= threshold <= 1):
-        raise InputError(f"rule {rule} needs a threshold from 0 to 1, not {threshold}")
-    if "patience" in names and (not isinstance(patience, int) or patience < 1):
-        raise InputError(f"rule {rule} needs a patience of 1 or more exits, not {patience}")
-    settings = {name: given[name] for name in names}
-    return functools.partial(function, **settings)
+    settings = {name: given[name] for name in RULES[rule]}
+    for name, value in settings.items():
+        if value is None:
+            raise InputError(f"rule {rule} needs a {name}")
+
+    # The rule itself knows which settings make sense: it says so of any logits.
+    filled_in = functools.partial(getattr(exits, rule), **settings)
+    try:
+        filled_in(torch.zeros(1, 1, 2))
+    except ValueError as error:
+        raise InputError(f"rule {rule}: {error}") from None
+    return filled_in
 
 
 # ------------------------------------------------------------------------- a run's files
@@ -199,17 +198,28 @@ def trade_off(logits, labels, layers, metric):
 
 def settings_to_try(logits):
     """(rule, threshold, patience), ..  Thresholds are quantiles of what the exits say, so that
-    they spread over all speeds; no label is used."""
+    they spread over all speeds; no label is used.  A rule of one's own gets even steps."""
     M = len(logits)
     early = logits[:-1] if M > 1 else logits  # nobody leaves *early* at the last exit
     entropies = quantiles(normalised_entropy(early))
-    confidences = quantiles(early.float().softmax(dim=-1).amax(dim=-1))
+    widest = (early.amax() - early.amin()).item()
+    thresholds = {
+        "entropy": entropies,
+        "confidence": quantiles(early.float().softmax(dim=-1).amax(dim=-1)),
+        "pcee": entropies[::2],
+    }
+    steps = torch.linspace(0, widest, 41).tolist()
 
-    settings = [("entropy", threshold, None) for threshold in entropies]
-    settings += [("confidence", threshold, None) for threshold in confidences]
-    settings += [("patience", None, times) for times in range(1, max(2, M - 1))]
-    for times in range(2, M):
-        settings += [("pcee", threshold, times) for threshold in entropies[::2]]
+    settings = []
+    for rule, names in RULES.items():
+        patiences = [None]
+        if names == ("patience",):
+            patiences = range(1, max(2, M - 1))
+        elif "patience" in names:
+            patiences = range(2, M)
+        for times in patiences:
+            of_rule = thresholds.get(rule, steps) if "threshold" in names else [None]
+            settings += [(rule, threshold, times) for threshold in of_rule]
     return settings
 
 
