@@ -24,6 +24,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *arguments, **options):
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options.setdefault("allow_abbrev", False)  # --epoch is a slip, not --epochs
         super().__init__(*arguments, **options)
 
     def parse_args(self, *arguments, **options):

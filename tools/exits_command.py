@@ -51,7 +51,7 @@ def check_options(args, p):
     has_setting = args.threshold is not None or args.patience is not None
     if has_setting and not (args.examples or args.clock or args.predict):
         p.error("--threshold and --patience are for --examples, --clock and --predict; the table "
-                "tries all settings")
+                "tries all settings, so leave them out")
     if not args.predict and (args.output or args.batch_size is not None):
         p.error("--output and --batch-size are for --predict")
     if args.predict and (args.examples or args.clock or args.all):

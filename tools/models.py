@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import safetensors.torch
 import torch
+import transformers
 from transformers import AutoModel, AutoTokenizer
 
 import exits
@@ -119,7 +120,8 @@ def load_run(folder):
     try:
         check_files(folder)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        encoder, tokenizer = load_encoder(str(folder / "model"))
+        with quiet_loading():
+            encoder, tokenizer = load_encoder(str(folder / "model"))
         num_labels, layers = config["num_labels"], config["exit_layers"]
         model = exits.MultiExitBert(encoder, num_labels, layers, config["pooling"])
         classifiers = safetensors.torch.load_file(folder / "classifiers.safetensors")
@@ -133,6 +135,22 @@ def load_run(folder):
             raise
         raise InputError(f"{folder} is torn ({reason(error)[:100]}); train it again") from None
     return LoadedRun(model.eval(), tokenizer, config, config["labels"])
+
+
+@contextlib.contextmanager
+def quiet_loading():
+    """transformers calls a pooler that mean pooling never had MISSING; afterwards it is as
+    talkative as before."""
+    verbosity = transformers.logging.get_verbosity()
+    has_bar = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if has_bar:
+            transformers.logging.enable_progress_bar()
 
 
 def check_files(folder):

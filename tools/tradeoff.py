@@ -198,7 +198,7 @@ def trade_off(logits, labels, layers, metric):
 
 def settings_to_try(logits):
     """(rule, threshold, patience), ..  Thresholds are quantiles of what the exits say, so that
-    they spread over all speeds; no label is used.  A rule of one's own gets even steps."""
+    they spread over all speeds; no label is used.  A rule of one's own gets steps from 0 on."""
     M = len(logits)
     early = logits[:-1] if M > 1 else logits  # nobody leaves *early* at the last exit
     entropies = quantiles(normalised_entropy(early))
@@ -208,7 +208,7 @@ def settings_to_try(logits):
         "confidence": quantiles(early.float().softmax(dim=-1).amax(dim=-1)),
         "pcee": entropies[::2],
     }
-    steps = torch.linspace(0, widest, 41).tolist()
+    steps = (torch.linspace(0, 1, 41) ** 2 * widest).tolist()  # closer together where they are low
 
     settings = []
     for rule, names in RULES.items():
