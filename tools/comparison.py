@@ -17,6 +17,9 @@ NOT_THE_SETTING = (
     "data_fingerprint", "conflict_groups",
 )
 
+# What methods beside each other should share.  A rate, a weight each may have of its own.
+TRAINED_ALIKE = ("model", "pooling", "epochs", "max_steps", "limit_train", "batch_size")
+
 
 class Setting(NamedTuple):
     """The runs of one method that differ in seed alone."""
@@ -120,6 +123,18 @@ def print_differences(settings):
     for setting in settings:
         if setting.difference:
             print(f"{setting.label}: {setting.difference}")
+
+    # Methods that were not trained alike: their scores cannot be compared.
+    for name in TRAINED_ALIKE:
+        by_value = {}
+        for setting in settings:
+            value = setting.runs[0].config.get(name, "not set")
+            if value is None:
+                value = "not set"
+            by_value.setdefault(str(value), []).append(setting.label)
+        if len(by_value) > 1:
+            parts = [f"{value} ({', '.join(labels)})" for value, labels in by_value.items()]
+            print(f"Not trained alike, {name}: {', '.join(parts)}")
 
 
 def print_left_out(reasons):

@@ -3,6 +3,8 @@
 import math
 import shlex
 import sys
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -234,9 +236,13 @@ def test_closing_lines_of_one_exit(tmp_path):
 def test_closing_lines_say_what_the_gate_did(rule, tmp_path):
     result = {"metric": "accuracy", "exit_scores": [50.0, 60.0], "exit_layers": [1, 2],
               "conflict_share": 0.25, "steps": 8, "dev": {"dev": {}}}
-    lines = closing_lines(tmp_path, result, {"conflict": rule})
+    config = {"conflict": rule, "conflict_at": "parameters"}
+    lines = closing_lines(tmp_path, result, config)
     assert lines[1].startswith("steps in conflict (over 90 degrees): 25.0 % of 8, w")
     assert ("dropped" in lines[1]) == (rule == "discard")
+    lines = closing_lines(tmp_path, result, {**config, "conflict_at": "features"})
+    assert lines[1].endswith("mean angle over 90 degrees): 25.0 % of 8, where each exit decided "
+                             "for itself")
 
 
 def test_made_runs_are_like_real_ones(tmp_path):
@@ -248,3 +254,23 @@ def test_made_runs_are_like_real_ones(tmp_path):
         assert set(read_json(made / name)) <= set(read_json(real / name))
     names = {path.name for path in made.iterdir()} - {"steps.csv"}
     assert names <= {path.name for path in real.iterdir()}
+
+
+def test_runs_that_were_not_trained_alike_are_said_so(capsys):
+    """100 after 1000 steps beside 50 after 60 would look like a better method."""
+    class Made(NamedTuple):
+        config: dict
+        folder: Path = Path("runs/made")
+
+    runs = [
+        Made({"method": "ce", "epochs": 8, "max_steps": 60, "lr": 1e-3}),
+        Made({"method": "acl-cl", "epochs": 8, "max_steps": None, "lr": 2e-3}),
+    ]
+    settings, _ = comparison.settings_of(runs)
+    comparison.print_differences(settings)
+    assert capsys.readouterr().out == (
+        "Not trained alike, max_steps: 60 (ce), not set (acl-cl)\n"
+    )
+    settings, _ = comparison.settings_of([runs[0], Made({**runs[0].config, "method": "kd"})])
+    comparison.print_differences(settings)
+    assert capsys.readouterr().out == ""
