@@ -98,13 +98,13 @@ def check(temperature, labels=None, **matrices):
         shape = tuple(matrix.shape)
         if matrix.dim() != 2 or not kind.is_floating_point:
             raise ValueError(f"{name} must be a floating-point matrix, not {kind} {shape}")
-        N, d = first.shape
+        rows, d = first.shape  # N, d
         if name.endswith("label_embeddings"):
-            N = len(matrix)
-        if N == 0:
+            rows = len(matrix)  # K
+        if rows == 0:
             raise ValueError(f"{name} must hold something, not {shape}")
-        if shape != (N, d):
-            raise ValueError(f"{name} must be ({N}, {d}), not {shape}")
+        if shape != (rows, d):
+            raise ValueError(f"{name} must be ({rows}, {d}), not {shape}")
 
     # One class number for each sample.
     if labels is None:

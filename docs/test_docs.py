@@ -190,6 +190,8 @@ def test_a_change_in_a_file_of_its_own(tmp_path, monkeypatch):
         with pytest.raises(SystemExit) as stop:
             exec(source, {})
         assert stop.value.code in (None, 0)
+        config = read_json(output / "mine_acl-embed_1/config.json")
+        assert config["change"] == "detached"  # or it would pass for the unchanged method's run
         losses.append([row["acl_loss"] for row in read_csv(output / "mine_acl-embed_1/steps.csv")])
     assert losses[0][0] == losses[1][0]
     assert losses[0] != losses[1]
