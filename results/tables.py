@@ -651,8 +651,8 @@ BLOCKS = {
                "tables at 1e-4; none: no gate, a plain sum.", ablate),
     "gate": ("What the gate does where gradients conflict",
              "Score of the deepest exit on dev, at the end and its mean over the epochs (who "
-             "learns earlier has more), of which the differences are; observe: the plain sum; conflicts: "
-             "steps over 90 degrees; kept: mean length of what was added over that of the "
+             "learns earlier has more), of which the differences are; observe: the plain sum; "
+             "conflicts: steps over 90 degrees; kept: mean length of what was added over that of the "
              "gradient.  The demo with its defaults; RTE: one epoch, one exit, weight 0.5, "
              "temperature 0.1.", gate),
     "few": ("Few samples",
