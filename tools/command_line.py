@@ -5,8 +5,11 @@ input; 130 Ctrl-C.
 """
 
 import argparse
+import difflib
 import os
 import sys
+
+PACKAGES = ("torch", "transformers", "datasets")  # of requirements.txt
 
 
 class InputError(Exception):
@@ -27,20 +30,42 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("allow_abbrev", False)  # --epoch is a slip, not --epochs
         super().__init__(*arguments, **options)
 
-    def parse_args(self, *arguments, **options):
+    def parse_args(self, args=None, namespace=None):
         let_output_close()  # --help prints, too
         sys.excepthook = self.tell  # of what comes before run_command, such as slow imports
-        return super().parse_args(*arguments, **options)
+        for word in sys.argv[1:] if args is None else args:
+            self.check_spelling(word)
+        return super().parse_args(args, namespace)
+
+    def check_spelling(self, word):
+        """argparse itself speaks first of the option that a misspelt one leaves missing."""
+        option = word.partition("=")[0]
+        known = list(self._option_string_actions)
+        if option.startswith("--") and option not in ("--", *known):
+            similar = difflib.get_close_matches(option, known, n=1)
+            hint = f"; did you mean {similar[0]}?" if similar else ""
+            self.error(f"there is no option {option}{hint}")
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: {message}; see python {self.prog} --help\n")
+        # Under torchrun every process reads the same options; the first one speaks.
+        is_first = "WORLD_SIZE" not in os.environ or os.environ.get("RANK") == "0"
+        line = f"{self.prog}: {message}; see python {self.prog} --help\n"
+        self.exit(2, line if is_first else None)
 
     def tell(self, kind, error, traceback):
-        """Ctrl-C needs no traceback; Python itself makes it status 130."""
+        """No traceback for Ctrl-C, which Python itself makes status 130, or a missing package."""
         if kind is KeyboardInterrupt:
             fail(self.prog, "interrupted", 130)
+        elif is_missing_package(error):
+            fail(self.prog, f"{error}: pip install -r requirements.txt", 1)
         else:
             sys.__excepthook__(kind, error, traceback)
+
+
+def is_missing_package(error):
+    """A package that is not installed, or one too old to have what is imported from it."""
+    module = getattr(error, "name", None) or ""
+    return isinstance(error, ImportError) and module.partition(".")[0] in PACKAGES
 
 
 def run_command(program, command, hint=""):

@@ -4,6 +4,8 @@ import os
 import random
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from huggingface_hub import constants
 from transformers import BertTokenizer, ElectraConfig, ElectraModel
 
 import glue
-from tools import angles_command, demo
+from tools import angles_command, command_line, demo
 from tools.small_runs import answer, small_task
 
 torch.set_num_threads(1)
@@ -75,6 +77,8 @@ def content_of(folder):
 OPTIONS = {
     "unknown method": ("--method cee", "cee"),
     "unknown option": ("--method ce --epoch-count 3", "--epoch-count"),
+    "misspelt option": ("--methd ce", "no option --methd; did you mean --method?"),
+    "misspelt option with =": ("--method ce --seed=3", "no option --seed; did you mean --seeds?"),
     "batch size 0": ("--method ce --batch-size 0", "--batch-size"),
     "steps 0": ("--method ce --max-steps 0", "--max-steps"),
     "epochs -1": ("--method ce --epochs -1", "--epochs"),
@@ -130,6 +134,50 @@ def test_options(name, task, here, capsys, no_network):
 
 def test_no_task(here, capsys):
     check_refused("--task", capsys, "--method", "ce")
+
+
+def test_the_first_of_several_processes_speaks(task, capsys, monkeypatch):
+    """All read the same wrong option; a RANK that is left over silences nobody."""
+    wrong = [*task, "--method", "ce", "--epochs", "0"]
+    monkeypatch.setenv("RANK", "1")
+    assert "--epochs" in answer(capsys, *wrong)[1]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert answer(capsys, *wrong) == (2, "")
+    monkeypatch.setenv("RANK", "0")
+    assert "--epochs" in answer(capsys, *wrong)[1]
+
+
+COMMANDS = {
+    "train.py": "--task demo --method ce",
+    "exits.py": "runs/x",
+    "grad_surgery.py": "runs/x",
+}
+
+
+@pytest.mark.parametrize("program", COMMANDS)
+def test_a_missing_package(program, tmp_path):
+    """Before `pip install -r requirements.txt`: what to do, instead of a traceback."""
+    text = "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')"
+    (tmp_path / "torch.py").write_text(text)
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, root / program, *COMMANDS[program].split()],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert line == f"{program}: No module named 'torch': pip install -r requirements.txt"
+    assert "Traceback" not in done.stderr
+
+
+def test_a_package_that_is_too_old():
+    old = ImportError("cannot import name 'x'", name="transformers.masking_utils")
+    assert command_line.is_missing_package(old)
+    for other in (ImportError("no x", name="acl"), ImportError("no name"), ValueError("torch")):
+        assert not command_line.is_missing_package(other)
 
 
 # ----------------------------------------------------------------------------- GLUE's files
