@@ -18,7 +18,7 @@ The three contrastive losses are one formula, `contrastive_loss`, with other anc
 
 Letters: N samples, K classes, d hidden size, A anchors, B keys; tau is the temperature.
 Formulas count from 1, indices from 0.  A loss is a float32 scalar in nats, whatever autocast
-says.  To copy one, take it with the kernel, the first part of this file.
+says.  To copy one, take the kernel above it and, for readable errors, `check` at the end.
 """
 
 import torch
@@ -32,33 +32,33 @@ def contrastive_loss(anchors, keys, positive, temperature, exclude_self=False):
     """Supervised contrastive loss of anchors against keys (SupCon's L_out, arXiv 2004.11362).
 
         z = x / ||x||
-        log p(b|a) = z_a.z_b / tau - log sum_{b'} exp(z_a.z_b' / tau)
-        L = mean over anchors a with a positive of  -1/|P(a)| sum_{p in P(a)} log p(p|a)
+        log_prob(b|a) = z_a.z_b / tau - log sum_{b'} exp(z_a.z_b' / tau)
+        L = mean over anchors a with a positive of  -1/|P(a)| sum_{p in P(a)} log_prob(p|a)
 
     anchors (A, d), keys (B, d); positive (A, B) bool, True where key b is in P(a).
     exclude_self: the keys are the anchors, and none is its own key.  Without any positive the
     loss is 0, with a graph, not NaN.
     """
-    # z_a.z_b / tau.  Not under autocast: bf16 has 8 bits, too coarse for exp(cosine / 0.01).
+    # z_a.z_b / tau.  Not under autocast: bf16 rounds to 8 bits, too coarse for exp(cosine / 0.01).
     with torch.autocast(anchors.device.type, enabled=False):
         z_a = unit(anchors)  # (A, d)
         z_b = unit(keys)  # (B, d)
         similarity = z_a @ z_b.T / temperature  # (A, B)
 
     # An anchor is not its own key: b = a leaves both sums.  With the lowest number, not -inf: in
-    # a batch of one nothing else is left, and log p(a|a) would be -inf - (-inf) = NaN.
+    # a batch of one nothing else is left, and log_prob(a|a) would be -inf - (-inf) = NaN.
     if exclude_self:
         itself = torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)  # (A, A)
         positive = positive & ~itself
         lowest = torch.finfo(similarity.dtype).min
         similarity = similarity.masked_fill(itself, lowest)
 
-    # log p(b|a), by logsumexp: exp alone overflows at a small temperature.
-    log_p = similarity - similarity.logsumexp(dim=1, keepdim=True)  # (A, B)
+    # log_prob(b|a), by logsumexp: exp alone overflows at a small temperature.
+    log_prob = similarity - similarity.logsumexp(dim=1, keepdim=True)  # (A, B)
 
-    # -1/|P(a)| sum_{p in P(a)} log p(p|a).  Without a positive 0 / 1 = 0, not 0 / 0.
+    # -1/|P(a)| sum_{p in P(a)} log_prob(p|a).  Without a positive 0 / 1 = 0, not 0 / 0.
     size_of_P = positive.sum(dim=1)  # (A,)
-    sum_over_P = log_p.masked_fill(~positive, 0).sum(dim=1)  # (A,)
+    sum_over_P = log_prob.masked_fill(~positive, 0).sum(dim=1)  # (A,)
     loss_of_a = -sum_over_P / size_of_P.clamp(min=1)  # (A,)
 
     # The mean over anchors with a positive.  The others add 0, and are not counted.
@@ -75,10 +75,104 @@ def unit(x):
     return x / length
 
 
+# ------------------------------------------------------------------------------ the losses
+
+
+def scl_loss(h, labels, temperature):
+    """Supervised contrastive loss over a batch (Gunel et al., arXiv 2011.01403), the baseline.
+
+        L_SCL = mean_i  -1/|P(i)| sum_{p in P(i)} log prob(p|i)
+        prob(b|i) = exp(z_i.z_b / tau) / sum_{b' != i} exp(z_i.z_b' / tau)
+        P(i):    the other samples of the batch that have sample i's label
+
+    h (N, d), labels (N,) int64, temperature tau > 0.  A sample that is alone in its class is no
+    anchor.  Raises ValueError.
+    """
+    check(temperature, labels, h=h)
+    positive = labels[:, None] == labels[None, :]  # (N, N)
+    return contrastive_loss(h, h, positive, temperature, exclude_self=True)
+
+
+def acl_embed_loss(h, labels, label_embeddings, temperature):
+    """ACL-Embed: SCL over samples and label embeddings (paper, ACL-Embed; in part second-hand).
+
+        items {h_1 .. h_N, l_1 .. l_K} with labels {y_1 .. y_N, 1 .. K}, then L_SCL over them
+
+    h (N, d); labels (N,) int64 in 0..K-1; label_embeddings (K, d), the classifier's weight, not
+    detached: gradient shall flow into it.  Raises ValueError.
+
+    Label embeddings are anchors, too.  Example: labels [0, 0], K = 3.  The items' labels are
+    [0, 0, 0, 1, 2].  Label embeddings 1 and 2 have no positive, so they are no anchors, but they
+    stay in every denominator: the samples are pushed away from them.
+
+    >>> h = torch.tensor([[5.0, 0.0]])                     # on the label embedding of its class
+    >>> label_embeddings = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])         # the other: opposite
+    >>> acl_embed_loss(h, torch.tensor([0]), label_embeddings, temperature=1.0)   # log(1 + e^-2)
+    tensor(0.1269)
+    """
+    check(temperature, labels, h=h, label_embeddings=label_embeddings)
+
+    # Label embedding k is one more sample, labelled k.
+    items = torch.cat([h.float(), label_embeddings.float()])  # (N + K, d)
+    classes = torch.arange(len(label_embeddings), device=labels.device)  # (K,)
+    item_labels = torch.cat([labels, classes])  # (N + K,)
+
+    # Items are anchors and keys; the kernel leaves each out of its own positives.
+    positive = item_labels[:, None] == item_labels[None, :]  # (N + K, N + K)
+    return contrastive_loss(items, items, positive, temperature, exclude_self=True)
+
+
+def acl_cl_loss(student_h, teacher_h, labels, teacher_label_embeddings, temperature):
+    """ACL-CL, cross-layer ACL: the teacher exit guides a student (paper, ACL-CL; our reading).
+
+        keys sg{ h_1^M .. h_N^M, l_1^M .. l_K^M } with labels {y_1 .. y_N, 1 .. K}
+        L_ACL-CL^m = mean_i  -1/|P(i)| sum_{p in P(i)} log prob(p|i)
+        prob(b|i) = exp(z_i^m.z_b / tau) / sum_{b'} exp(z_i^m.z_b' / tau)      b, b': keys
+        P(i):    the keys that have sample i's label; its own teacher vector is one of them
+
+    student_h (N, d) of exit m; teacher_h (N, d) and teacher_label_embeddings (K, d) of the
+    deepest exit M; labels (N,) int64 in 0..K-1.  sg, stop-gradient: nothing flows into the keys.
+    It does flow into the layers below exit m, which the teacher shares.  Raises ValueError.
+    """
+    teacher = {"teacher_h": teacher_h, "teacher_label_embeddings": teacher_label_embeddings}
+    check(temperature, labels, student_h=student_h, **teacher)
+
+    keys = torch.cat([teacher_h.float(), teacher_label_embeddings.float()])  # (N + K, d)
+    classes = torch.arange(len(teacher_label_embeddings), device=labels.device)  # (K,)
+    key_labels = torch.cat([labels, classes])  # (N + K,)
+
+    # No exclude_self: key i is another vector than anchor i, one to move towards.
+    positive = labels[:, None] == key_labels[None, :]  # (N, N + K)
+    return contrastive_loss(student_h, keys.detach(), positive, temperature)
+
+
+def kd_loss(student_logits, teacher_logits, temperature):
+    """Knowledge distillation, the multi-exit baseline (Hinton et al., arXiv 1503.02531).
+
+        L_KD = tau^2 mean_i KL( softmax(sg[t_i] / tau) || softmax(s_i / tau) )
+
+    student_logits, teacher_logits (N, K).  The teacher is detached.  tau^2 keeps the gradient's
+    size independent of tau.  Raises ValueError.
+    """
+    check(temperature, student_logits=student_logits, teacher_logits=teacher_logits)
+    s = student_logits.float()  # (N, K)
+    t = teacher_logits.detach().float()  # (N, K)
+
+    # Both as log-probabilities, or a probability that rounds to 0 would give log 0.
+    log_student = F.log_softmax(s / temperature, dim=-1)
+    log_teacher = F.log_softmax(t / temperature, dim=-1)
+    kl = F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
+    return temperature**2 * kl
+
+
+# --------------------------------------------------------------------------- wrong arguments
+
+
 def check(temperature, labels=None, **matrices):
     """Raise ValueError that names the wrong argument of a loss.
 
-    matrices, by name: (N, d), and (K, d) where the name ends in label_embeddings; kd_loss's (N, K).
+    matrices, by name: (N, d) like the first one, except that label embeddings, known by their
+    name, have K rows.
     """
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be a number above 0, not {temperature}")
@@ -123,94 +217,3 @@ def check(temperature, labels=None, **matrices):
             last = len(matrix) - 1
             if low < 0 or high > last:
                 raise ValueError(f"labels must lie in 0..{last}; found {low}..{high}")
-
-
-# ------------------------------------------------------------------------------ the losses
-
-
-def scl_loss(h, labels, temperature):
-    """Supervised contrastive loss over a batch (Gunel et al., arXiv 2011.01403), the baseline.
-
-        L_SCL = mean_i  -1/|P(i)| sum_{p in P(i)} log p(p|i)
-        p(b|i) = exp(z_i.z_b / tau) / sum_{b' != i} exp(z_i.z_b' / tau)
-        P(i):    the other samples of the batch that have sample i's label
-
-    h (N, d), labels (N,) int64, temperature tau > 0.  A sample that is alone in its class is no
-    anchor.  Raises ValueError.
-    """
-    check(temperature, labels, h=h)
-    positive = labels[:, None] == labels[None, :]  # (N, N)
-    return contrastive_loss(h, h, positive, temperature, exclude_self=True)
-
-
-def acl_embed_loss(h, labels, label_embeddings, temperature):
-    """ACL-Embed: SCL over samples and label embeddings (paper, ACL-Embed; in part second-hand).
-
-        items {h_1 .. h_N, l_1 .. l_K} with labels {y_1 .. y_N, 1 .. K}, then L_SCL over them
-
-    h (N, d); labels (N,) int64 in 0..K-1; label_embeddings (K, d), the classifier's weight, not
-    detached: gradient shall flow into it.  Raises ValueError.
-
-    Label embeddings are anchors, too.  Example: labels [0, 0], K = 3.  The items' labels are
-    [0, 0, 0, 1, 2].  Label embeddings 1 and 2 have no positive, so they are no anchors, but they
-    stay in every denominator: the samples are pushed away from them.
-
-    >>> h = torch.tensor([[5.0, 0.0]])                     # on the label embedding of its class
-    >>> label_embeddings = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])         # the other: opposite
-    >>> acl_embed_loss(h, torch.tensor([0]), label_embeddings, temperature=1.0)   # log(1 + e^-2)
-    tensor(0.1269)
-    """
-    check(temperature, labels, h=h, label_embeddings=label_embeddings)
-
-    # Label embedding k is one more sample, labelled k.
-    items = torch.cat([h.float(), label_embeddings.float()])  # (N + K, d)
-    classes = torch.arange(len(label_embeddings), device=labels.device)  # (K,)
-    item_labels = torch.cat([labels, classes])  # (N + K,)
-
-    # Items are anchors and keys; the kernel leaves each out of its own positives.
-    positive = item_labels[:, None] == item_labels[None, :]  # (N + K, N + K)
-    return contrastive_loss(items, items, positive, temperature, exclude_self=True)
-
-
-def acl_cl_loss(student_h, teacher_h, labels, teacher_label_embeddings, temperature):
-    """ACL-CL, cross-layer ACL: the teacher exit guides a student (paper, ACL-CL; our reading).
-
-        keys sg{ h_1^M .. h_N^M, l_1^M .. l_K^M } with labels {y_1 .. y_N, 1 .. K}
-        L_ACL-CL^m = mean_i  -1/|P(i)| sum_{p in P(i)} log p(p|i)
-        p(b|i) = exp(z_i^m.z_b / tau) / sum_{b'} exp(z_i^m.z_b' / tau)      b, b': keys
-        P(i):    the keys that have sample i's label; its own teacher vector is one of them
-
-    student_h (N, d) of exit m; teacher_h (N, d) and teacher_label_embeddings (K, d) of the
-    deepest exit M; labels (N,) int64 in 0..K-1.  sg, stop-gradient: nothing flows into the keys.
-    It does flow into the layers below exit m, which the teacher shares.  Raises ValueError.
-    """
-    teacher = {"teacher_h": teacher_h, "teacher_label_embeddings": teacher_label_embeddings}
-    check(temperature, labels, student_h=student_h, **teacher)
-
-    # What the student moves towards: the teacher's samples and its label embeddings.
-    keys = torch.cat([teacher_h.float(), teacher_label_embeddings.float()])  # (N + K, d)
-    classes = torch.arange(len(teacher_label_embeddings), device=labels.device)  # (K,)
-    key_labels = torch.cat([labels, classes])  # (N + K,)
-
-    # No exclude_self: key i is another vector than anchor i, one to move towards.
-    positive = labels[:, None] == key_labels[None, :]  # (N, N + K)
-    return contrastive_loss(student_h, keys.detach(), positive, temperature)
-
-
-def kd_loss(student_logits, teacher_logits, temperature):
-    """Knowledge distillation, the multi-exit baseline (Hinton et al., arXiv 1503.02531).
-
-        L_KD = tau^2 mean_i KL( softmax(sg[t_i] / tau) || softmax(s_i / tau) )
-
-    student_logits, teacher_logits (N, K).  The teacher is detached.  tau^2 keeps the gradient's
-    size independent of tau.  Raises ValueError.
-    """
-    check(temperature, student_logits=student_logits, teacher_logits=teacher_logits)
-    s = student_logits.float()  # (N, K)
-    t = teacher_logits.detach().float()  # (N, K)
-
-    # Both as log-probabilities, or a probability that rounds to 0 would give log 0.
-    log_student = F.log_softmax(s / temperature, dim=-1)
-    log_teacher = F.log_softmax(t / temperature, dim=-1)
-    kl = F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
-    return temperature**2 * kl

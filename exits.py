@@ -38,12 +38,12 @@ from tools import encoders
 class MultiExitBert(nn.Module):
     """An encoder with a classifier on the representation of each chosen layer.
 
-    encoder: what AutoModel returns.  exits: layer numbers from 1, "all" or "last"; the last layer
+    encoder: what AutoModel returns.  exit_layers: numbers from 1, "all" or "last"; the last layer
     must be among them, since it answers whatever is left.  pooling: "cls", the encoder's pooler
     (dense + tanh on the first token), or "mean" of the tokens.  Raises InputError or ValueError.
     """
 
-    def __init__(self, encoder, num_labels, exits="all", pooling="cls"):
+    def __init__(self, encoder, num_labels, exit_layers="all", pooling="cls"):
         super().__init__()
         if pooling not in ("cls", "mean"):
             raise ValueError(f"pooling must be cls or mean, not {pooling!r}")
@@ -52,7 +52,7 @@ class MultiExitBert(nn.Module):
         self.encoder = encoder
         self.pooling = pooling
         self.num_layers = encoder.config.num_hidden_layers
-        self.exits = encoders.parse_exits(exits, self.num_layers)
+        self.exit_layers = encoders.parse_exits(exit_layers, self.num_layers)
 
         # Mean pooling does not need the pooler of [CLS], which would only cost time.
         if pooling == "mean":
@@ -60,11 +60,11 @@ class MultiExitBert(nn.Module):
         else:
             encoders.check_pooler(encoder)
 
-        # Filled as BERT's linear layers are.  All are made before the first is filled: another
-        # order draws other numbers, and the runs in results/ would not repeat.
+        # Filled as BERT's linear layers are, all after the last is made: in another order they
+        # would get other random numbers.
         self.dropout = nn.Dropout(encoders.dropout_of(encoder.config))
         self.classifiers = nn.ModuleList()
-        for _ in self.exits:
+        for _ in self.exit_layers:
             self.classifiers.append(nn.Linear(encoder.config.hidden_size, num_labels))
         for classifier in self.classifiers:
             nn.init.normal_(classifier.weight, std=0.02)
@@ -86,7 +86,7 @@ class MultiExitBert(nn.Module):
         outputs = self.encoder(**inputs, output_hidden_states=True)
         hidden_states = outputs.hidden_states  # of the embeddings, then of each layer: (N, L, d)
         mask = token_mask(batch)
-        h = [self.represent(hidden_states[layer], mask) for layer in self.exits]
+        h = [self.represent(hidden_states[layer], mask) for layer in self.exit_layers]
         return torch.stack(h)  # (M, N, d)
 
     def represent(self, hidden, mask):
@@ -96,7 +96,7 @@ class MultiExitBert(nn.Module):
             return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
 
         # The encoder's one pooler serves every exit.
-        # Not under autocast: it would round h to bf16, whose 8 bits are too coarse for losses.
+        # Not under autocast: it would round h to bf16's 8 bits, too coarse for the losses.
         with torch.autocast(hidden.device.type, enabled=False):
             return encoders.pool(self.encoder, hidden)
 
@@ -263,13 +263,13 @@ def early_exit(model, batch, rule):
         for number, layer in enumerate(model.encoder.encoder.layer, start=1):
             hidden = layer(hidden, attention_mask)  # (n, L, d)
             is_last = number == model.num_layers
-            if number not in model.exits:
+            if number not in model.exit_layers:
                 continue
             if rule is None and not is_last:
                 continue
 
             # This exit's logits, and who leaves with them.
-            classifier = model.classifiers[model.exits.index(number)]
+            classifier = model.classifiers[model.exit_layers.index(number)]
             so_far.append(classifier(model.represent(hidden, mask)).float())
             if is_last:
                 leave = torch.ones_like(inside, dtype=torch.bool)  # all that are left
@@ -303,7 +303,7 @@ def all_exits(model, split, tokenizer, device, keep_h=0, batch_size=64):
     # Samples of similar length together: hardly any padding.
     lengths = glue.row_lengths(split)
     batches = lengths.argsort(stable=True).split(batch_size)
-    M, R = len(model.exits), len(split)
+    M, R = len(model.exit_layers), len(split)
     K = model.classifiers[0].out_features
 
     # A batch's rows go to where its samples stand in the split.

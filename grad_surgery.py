@@ -92,7 +92,7 @@ def acl_grad(ce_loss, acl_loss, parameters, weight):
 # 1.67 times a plain one, with any rule.  The test at the representations needs one backward: about
 # 1.0 times a plain step.
 
-RULES = {
+GRADIENT_RULES = {
     "observe": "keep everything: the plain sum, its angle measured (the paper's pilot)",
     "discard": "drop the contrastive gradient on conflict (the paper's ACL-Grad)",
     "project": "on conflict remove its part along CE's gradient (PCGrad, arXiv 2001.06782)",
@@ -105,10 +105,10 @@ def apply_rule(ce_loss, acl_loss, parameters, weight, rule):
 
         g = g_CE + lambda * (factor * g_ACL - removed * g_CE)
 
-    rule: one of RULES, else ValueError.  Example: the two gradients from above.
+    rule: one of GRADIENT_RULES, else ValueError.  Example: the two gradients from above.
 
     >>> w = torch.zeros(2, requires_grad=True)
-    >>> for rule in RULES:
+    >>> for rule in GRADIENT_RULES:
     ...     cosine = apply_rule(w[0], w[1] - w[0], [w], weight=1.0, rule=rule)
     ...     print(rule, w.grad.tolist())
     observe [0.0, 1.0]
@@ -116,7 +116,7 @@ def apply_rule(ce_loss, acl_loss, parameters, weight, rule):
     project [1.0, 1.0]
     weigh [1.0, 0.0]
     """
-    check(weight, rule, RULES, ce_loss=ce_loss, acl_loss=acl_loss)
+    check(weight, rule, GRADIENT_RULES, ce_loss=ce_loss, acl_loss=acl_loss)
     parameters = trainable(parameters)
     g_ce = torch.autograd.grad(ce_loss, parameters, retain_graph=True, allow_unused=True)
     g_acl = torch.autograd.grad(acl_loss, parameters, allow_unused=True)

@@ -448,9 +448,9 @@ def test_every_exit_is_the_encoders_own_hidden_state_pooled(kind, pooling, ragge
 
 
 def test_one_exit_is_the_same_class_and_chosen_exits_are_numbered():
-    assert small_model(exits_at="last").exits == [3]
+    assert small_model(exits_at="last").exit_layers == [3]
     model = small_model(exits_at="1,3").eval()
-    assert model.exits == [1, 3]
+    assert model.exit_layers == [1, 3]
 
     # The same weights in a model with every exit.
     every = small_model().eval()
@@ -468,7 +468,7 @@ def test_one_exit_is_the_same_class_and_chosen_exits_are_numbered():
 
 
 # A rule by its name, with its settings.
-RULES = [
+EXIT_RULES = [
     ("entropy", {"threshold": 0.7}),
     ("entropy", {"threshold": 1.0}),
     ("entropy", {"threshold": 0.0}),
@@ -485,11 +485,11 @@ RULES = [
 ]
 # Where five exits lead with settings that leave no choice.
 ALWAYS = {1: 0, 2: 4, 4: 0, 8: 4, 10: 0, 11: 3}
-each_rule = pytest.mark.parametrize("number", range(len(RULES)), ids=str)
+each_rule = pytest.mark.parametrize("number", range(len(EXIT_RULES)), ids=str)
 
 
 def make_rule(number):
-    name, settings = RULES[number]
+    name, settings = EXIT_RULES[number]
     return functools.partial(getattr(exits, name), **settings)
 
 
@@ -521,7 +521,7 @@ def test_rules_equal_the_slow_version(number):
     torch.manual_seed(4)
     logits = 2 * torch.randn(5, 60, 3)
     index = exits.exit_indices(logits, make_rule(number)).tolist()
-    name, settings = RULES[number]
+    name, settings = EXIT_RULES[number]
     assert index == [slow_exit(logits[:, i].tolist(), name, **settings) for i in range(60)]
     if number in ALWAYS:
         assert set(index) == {ALWAYS[number]}
@@ -558,7 +558,7 @@ def test_early_exit_equals_stored_logits_and_one_by_one(kind, exits_at, pooling,
     with torch.no_grad():
         _, stored = model(batch)
     index = exits.exit_indices(stored, rule)
-    assert layers.tolist() == [model.exits[i] for i in index.tolist()]
+    assert layers.tolist() == [model.exit_layers[i] for i in index.tolist()]
     assert torch.allclose(logits, stored[index, torch.arange(N)], atol=1e-4)
 
     # Alone and without padding.

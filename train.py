@@ -34,8 +34,8 @@ METHODS = {
     "acl-cl": "acl-grad, and the deepest exit guides the others, by the contrastive loss",
     "kd": "CE + weight distillation from the deepest exit to the others",
 }
-# "none" and grad_surgery.RULES, written out: importing them would mean waiting for torch.
-RULES = ("none", "observe", "discard", "project", "weigh")
+# "none" and grad_surgery.GRADIENT_RULES, written out: importing them would mean waiting for torch.
+GATES = ("none", "observe", "discard", "project", "weigh")
 
 
 def parse_args(argv=None):
@@ -43,17 +43,20 @@ def parse_args(argv=None):
     methods = "".join(f"\n  {name:10}{meaning}" for name, meaning in METHODS.items())
     p = Parser("train.py", description=f"Methods:{methods}")
     add = p.add_argument
-    # What to train.
+    # What to train.  Defaults that depend on the task or method stand in brackets here, and in
+    # fill_defaults.
     add("--task", required=True, help="cola sst2 mrpc qqp mnli qnli rte wnli demo, or your own")
     add("--method", required=True, choices=METHODS, help="see above")
     add("--data", default="nyu-mll/glue", help="hub id, folder of GLUE files, or a file of yours")
     add("--model", default="google-bert/bert-base-uncased", help="hub id or folder of an encoder")
-    add("--pooling", choices=("cls", "mean"), help="h: the pooler's [CLS], or the mean of tokens")
-    add("--exits", help="all, last, or layers such as 3,6,12")
+    add("--pooling", choices=("cls", "mean"),
+        help="h: the pooler's [CLS], or the mean of tokens (cls; demo: mean)")
+    add("--exits", help="all, last, or layers such as 3,6,12 (last; acl-cl, kd: all)")
     # The method.
-    add("--weight", type=float, help="lambda of the second loss")
-    add("--temperature", type=float, help="tau of the second loss")
-    add("--conflict", choices=RULES, help="gate: what a conflict does to the second gradient")
+    add("--weight", type=float, help="lambda of the second loss (0.1; kd: 0.5)")
+    add("--temperature", type=float, help="tau of the second loss (0.5; demo: 0.07; kd: 2)")
+    add("--conflict", choices=GATES, help="gate: what a conflict does to the second gradient "
+        "(none; acl-grad, acl-cl: discard)")
     add("--conflict-at", choices=("parameters", "features"), default="parameters",
         help="where it is looked for; features: at h, approximate, one backward")
     add("--exit-weights", choices=("depth", "uniform"), default="depth",
@@ -62,10 +65,11 @@ def parse_args(argv=None):
         help="acl-cl: students without an ACL-Embed of their own")
     # The training.
     add("--seeds", type=int, nargs="+", default=[1], help="one run each")
-    add("--epochs", type=int, help="passes over train")
+    add("--epochs", type=int, help="passes over train (3; rte, demo: 8; mrpc, cola, wnli: 5)")
     add("--batch-size", type=int, default=32, help="samples a step, and in a contrastive loss")
-    add("--lr", type=float, help="peak learning rate of the encoder")
-    add("--head-lr", type=float, help="that of the classifiers, and of a pooler that is new")
+    add("--lr", type=float, help="peak learning rate of the encoder (2e-5; rte: 5e-5; demo: 1e-3)")
+    add("--head-lr", type=float, help="that of the classifiers, and of a pooler that is new "
+        "(20 times --lr; demo: --lr)")
     add("--max-length", type=int, default=128, help="tokens kept of a sample")
     add("--max-steps", type=int, help="stop after so many steps")
     add("--limit-train", type=int, help="only the first so many samples of train")
@@ -140,7 +144,7 @@ def losses(args, model, h, logits, labels):
     L_ACL, without lambda: the gate may judge exit by exit, so they are not added up yet.
     L_ACL is the method's second loss, whichever that is: SCL's and distillation's as well.
     """
-    w = [1] * len(h) if args.exit_weights == "uniform" else model.exits
+    w = [1] * len(h) if args.exit_weights == "uniform" else model.exit_layers
     label_embeddings = [classifier.weight for classifier in model.classifiers]  # M of (K, d)
     h_of_exit = h.unbind()  # M of (N, d)
     ce_loss = 0.0
@@ -247,7 +251,7 @@ def train_one(args, seed, task, splits, model, tokenizer, device, run):
         total_steps = min(total_steps, args.max_steps)
     optimizer, schedule = make_optimizer(args, model, total_steps)
     step = run.restore(model, optimizer, schedule, total_steps)
-    model = processes.share(model)
+    model = processes.share(model)  # of one process: as it was
     processes.say(closing.first_line(run.folder, len(train), model, device, bf16))
     dev = None
 
@@ -264,7 +268,7 @@ def train_one(args, seed, task, splits, model, tokenizer, device, run):
         run.start_clock()
         for batch in bar:
             # Dropout's seed comes from seed and step alone, so that a resumed run draws the same
-            # masks.  64 apart: each of several processes adds its rank.
+            # masks.  64 apart: of several processes each adds its number, up to 63.
             torch.manual_seed(64 * (seed * 1_000_003 + step))
             weight = weight_at(args, step)
             batch = batch.to(device)
@@ -294,7 +298,7 @@ def train_one(args, seed, task, splits, model, tokenizer, device, run):
         run.save(model, optimizer, schedule, step)
         processes.say(closing.epoch_line(epoch, args.epochs, task.metrics[0], rows))
 
-    # Without an epoch left: it was killed after the last one, before the end.
+    # A run that was killed after its last epoch, before the end: nothing left but to evaluate.
     if dev is None:
         dev, _ = evaluate(model, task, splits, tokenizer, device)
     if args.predict:
@@ -302,7 +306,8 @@ def train_one(args, seed, task, splits, model, tokenizer, device, run):
 
     # Samples seen, for examples_per_second: an epoch's last batch may be smaller.
     samples = step * len(train) / steps_per_epoch
-    run.finish(model, tokenizer, dev, runs.summary(run, task, args, seed, model.exits, samples))
+    summary = runs.summary(run, task, args, seed, model.exit_layers, samples)
+    run.finish(model, tokenizer, dev, summary)
 
 
 def make_optimizer(args, model, total_steps):
@@ -313,8 +318,10 @@ def make_optimizer(args, model, total_steps):
     for p in model.parameters():
         lr = args.head_lr if id(p) in heads else args.lr
         weight_decay = 0.01 if p.dim() > 1 else 0.0
-        group = {"params": [], "lr": lr, "weight_decay": weight_decay}
-        groups.setdefault((lr, weight_decay), group)["params"].append(p)
+        settings = (lr, weight_decay)
+        if settings not in groups:
+            groups[settings] = {"params": [], "lr": lr, "weight_decay": weight_decay}
+        groups[settings]["params"].append(p)
     optimizer = torch.optim.AdamW(groups.values(), fused=True)
     warm_up = total_steps // 10
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, warm_up, total_steps)
@@ -334,7 +341,7 @@ def evaluate(model, task, splits, tokenizer, device):
             h, logits = exits.all_exits(model, splits[name], tokenizer, device, keep_h=2000)
         tensors[f"{name}.logits"] = logits
         tensors[f"{name}.labels"] = labels
-        for m, layer in enumerate(model.exits):
+        for m, layer in enumerate(model.exit_layers):
             label_embeddings = model.classifiers[m].weight.detach().float().cpu()
             row = {"split": name, "exit_layer": layer}
             row |= glue.score(task.metrics, logits[m], labels)

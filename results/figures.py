@@ -33,7 +33,7 @@ from tools import demo, models
 from tools.command_line import InputError, Parser, run_command
 from tools.files import read_csv, read_json
 from tools.geometry import geometry
-from tools.tradeoff import RULES, at_speedup, dev_split, load_run, read_tradeoff, task_of
+from tools.tradeoff import EXIT_RULES, at_speedup, dev_split, load_run, read_tradeoff, task_of
 from train import METHODS
 
 # Okabe and Ito's colours, which can be told apart with any colour vision.
@@ -234,7 +234,7 @@ def tradeoff(args):
     fast.
     """
     kinds = by_label(args.runs)
-    rules = [args.rule] if args.rule else list(RULES)
+    rules = [args.rule] if args.rule else list(EXIT_RULES)
     speeds = [1 + i / 20 for i in range(61)]
     down, across = math.ceil(len(rules) / 2), min(len(rules), 2)
     size = (3 + 3 * across, 1 + 2.5 * down + 0.18 * (len(kinds) // 6))
@@ -432,7 +432,8 @@ def main(argv=None):
         command.add_argument("--output", type=Path, metavar="FILE",
                              help=f".png or .svg ({name}_TASK.png here)")
         command.set_defaults(draw=function)
-    commands.choices["tradeoff"].add_argument("--rule", choices=RULES, help="only this one (all)")
+    commands.choices["tradeoff"].add_argument("--rule", choices=EXIT_RULES,
+                                              help="only this one (all)")
     commands.choices["space"].add_argument("--exit", type=int, required=True,
                                            help="layer number of the exit")
     args = p.parse_args(argv)

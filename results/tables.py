@@ -25,7 +25,7 @@ import torch
 import glue
 from tools.command_line import InputError, Parser, run_command
 from tools.files import mean_sd, read_csv, read_json, write_table
-from tools.tradeoff import RULES, SPEEDS, at_speedup, majority_score, read_tradeoff
+from tools.tradeoff import EXIT_RULES, SPEEDS, at_speedup, majority_score, read_tradeoff
 from train import METHODS
 
 MAJORITY = ROOT / "results" / "majority.csv"
@@ -430,7 +430,7 @@ def speeds(runs):
     lines = []
     for task in tasks_of(runs):
         of_task = select(runs, task=task)
-        rules = list(RULES)
+        rules = list(EXIT_RULES)
         if of_task[0]["config"]["num_labels"] == 2:
             rules.remove("confidence")
         rows = []
@@ -652,8 +652,8 @@ BLOCKS = {
     "gate": ("What the gate does where gradients conflict",
              "Score of the deepest exit on dev, at the end and its mean over the epochs (who "
              "learns earlier has more), of which the differences are; observe: the plain sum; "
-             "conflicts: steps over 90 degrees; kept: mean length of what was added over that of the "
-             "gradient.  The demo with its defaults; RTE: one epoch, one exit, weight 0.5, "
+             "conflicts: steps over 90 degrees; kept: mean length of what was added over that of "
+             "the gradient.  The demo with its defaults; RTE: one epoch, one exit, weight 0.5, "
              "temperature 0.1.", gate),
     "few": ("Few samples",
             "1,000 samples of SST-2's train split, 6 epochs, scored on the 2,000 after them; "

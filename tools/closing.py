@@ -13,7 +13,7 @@ def first_line(folder, count, model, device, bf16):
     """'runs/rte_ce_1: 2490 samples, exits [12], cpu, 2 threads, bf16'"""
     precision = "bf16" if bf16 else "fp32"
     where = machine.device_name(device)
-    return f"{folder}: {count} samples, exits {model.exits}, {where}, {precision}"
+    return f"{folder}: {count} samples, exits {model.exit_layers}, {where}, {precision}"
 
 
 def epoch_line(epoch, epochs, metric, rows):

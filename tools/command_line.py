@@ -30,6 +30,15 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("allow_abbrev", False)  # --epoch is a slip, not --epochs
         super().__init__(*arguments, **options)
 
+    def add_argument(self, *names, **options):
+        """--help shows an option's default behind its meaning."""
+        default = options.get("default")
+        if default not in (None, "", argparse.SUPPRESS):
+            values = default if isinstance(default, list) else [default]
+            shown = " ".join(str(value) for value in values)
+            options["help"] = f"{options.get('help', '')} ({shown})".lstrip()
+        return super().add_argument(*names, **options)
+
     def parse_args(self, args=None, namespace=None):
         let_output_close()  # --help prints, too
         sys.excepthook = self.tell  # of what comes before run_command, such as slow imports

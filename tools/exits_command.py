@@ -6,7 +6,7 @@ import sys
 from tools.command_line import Parser, quiet_libraries, run_command
 
 # The rules of exits.py by name, and their settings.  One of your own: a line here.
-RULES = {
+EXIT_RULES = {
     "entropy": ("threshold",),
     "confidence": ("threshold",),
     "patience": ("patience",),
@@ -30,7 +30,8 @@ def parse_args(argv=None):
     add = p.add_argument
     add("runs", nargs="+", metavar="RUN", help="folder of a finished run")
     add("--all", action="store_true", help="every rule, and each rule's best settings")
-    add("--rule", choices=RULES, help="who leaves when (entropy; --predict without one: nobody)")
+    add("--rule", choices=EXIT_RULES,
+        help="who leaves when (entropy; --predict without one: nobody)")
     add("--threshold", type=float, help="of the rule (the setting next above 2x)")
     add("--patience", type=int, help="of the rule, 1 or more exits")
     add("--examples", action="store_true", help="write RUN/examples.tsv")
@@ -40,7 +41,7 @@ def parse_args(argv=None):
     add("--output", metavar="FILE", help="of --predict (FILE_predictions.tsv beside FILE)")
     add("--batch-size", type=int, help="of --predict (1: the milliseconds are the sample's own)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="cpu",
-        help="of --clock and --predict (cpu)")
+        help="of --clock and --predict")
     args = p.parse_args(argv)
     check_options(args, p)
     return args

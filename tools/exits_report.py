@@ -164,7 +164,7 @@ def rules_to_show(args, run):
     """The one asked for; with --all every one that says something of its own."""
     if not args.all:
         return [args.rule or "entropy"]
-    rules = list(tradeoff.RULES)
+    rules = list(tradeoff.EXIT_RULES)
     if run.config["num_labels"] == 2:
         rules.remove("confidence")
     return rules

@@ -81,7 +81,7 @@ def make_run(folder, data, method="acl-cl", exits_at="all", kind="bert", seed=1,
 
     # The small files.
     has_gate = method in ("acl-grad", "acl-cl")
-    run = {"task": task.name, "method": method, "seed": seed, "exit_layers": model.exits}
+    run = {"task": task.name, "method": method, "seed": seed, "exit_layers": model.exit_layers}
     write_json({**run, **config_of(task, data, exits_at, has_gate), **options},
                folder / "config.json")
     write_json({**run, **result_of(task, logits, labels, has_gate)}, folder / "result.json")

@@ -48,7 +48,7 @@ def build_model(args, seed, num_labels, device):
             encoder, tokenizer = load_encoder(args.model)
     model = exits.MultiExitBert(encoder, num_labels, args.exits, args.pooling)
 
-    if args.method in ("acl-cl", "kd") and len(model.exits) == 1:
+    if args.method in ("acl-cl", "kd") and len(model.exit_layers) == 1:
         raise InputError(f"--method {args.method} needs students: more than one exit")
     room = encoders.max_length_of(encoder)
     if args.max_length > room:
@@ -230,5 +230,5 @@ def full_model(model, batch):
     """The deepest exit's logits (N, K), and its layer for each sample (N,).  Any encoder."""
     with encoders.evaluating(model):
         _, logits = model(batch)
-    exit_layers = torch.full((logits.shape[1],), model.exits[-1], device=logits.device)
+    exit_layers = torch.full((logits.shape[1],), model.exit_layers[-1], device=logits.device)
     return logits[-1], exit_layers

@@ -191,7 +191,7 @@ def print_summary(loaded, rows):
     """What came out, in two lines."""
     layers = [row["exit_layer"] for row in rows]
     mean = sum(layers) / len(layers)
-    deepest = loaded.model.exits[-1]
+    deepest = loaded.model.exit_layers[-1]
     milliseconds = sum(row["milliseconds"] for row in rows) / len(rows)
     print(f"{len(rows)} samples, mean exit layer {mean:.2f} of {deepest} ({deepest / mean:.2f}x "
           f"counted), {milliseconds:.2f} ms each")
@@ -206,7 +206,7 @@ def print_summary(loaded, rows):
 def answer_lines(loaded, rule, lines):
     """Answer each line at once; an empty line or the end of the input ends it."""
     names = loaded.config["text_columns"]
-    deepest = loaded.model.exits[-1]
+    deepest = loaded.model.exit_layers[-1]
     if hasattr(lines, "reconfigure"):
         lines.reconfigure(errors="replace")
     say(f"type {', a tab, '.join(names)} and Enter; an empty line ends")

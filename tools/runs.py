@@ -404,7 +404,7 @@ def config_of(args, seed, task, splits, model, device):
         if not name.startswith("test"):  # no run is made of it
             fingerprints[name] = data_files.fingerprint(split)
     found = {
-        "exit_layers": model.exits,
+        "exit_layers": model.exit_layers,
         "num_labels": len(task.labels),
         "labels": list(task.labels),
         "metrics": list(task.metrics),

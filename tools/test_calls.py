@@ -182,7 +182,7 @@ def with_rule(rule, ce_loss, acl_loss, parameters, weight, h=None):
 
 
 GATES = {"acl_grad": acl_grad, "features": features}
-for rule in grad_surgery.RULES:
+for rule in grad_surgery.GRADIENT_RULES:
     GATES[rule] = functools.partial(with_rule, rule)
 each_gate = pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
 W = torch.zeros(2, requires_grad=True)

@@ -9,6 +9,7 @@ import errno
 import itertools
 import math
 import os
+import re
 import shutil
 import signal
 import stat
@@ -135,7 +136,7 @@ def test_the_files_of_a_run_agree(whole, capsys):
 
 def test_every_method_with_every_gate(task, tmp_path):
     """No combination fails, and steps.csv has an angle where a gate looked."""
-    everything = itertools.product(train.METHODS, train.RULES, ("parameters", "features"))
+    everything = itertools.product(train.METHODS, train.GATES, ("parameters", "features"))
     run = 0
     for method, rule, at in everything:
         options = [*task, "--method", method, "--conflict", rule, "--conflict-at", at]
@@ -998,6 +999,36 @@ def seconds_of_commands():
     """Processor time of the commands that have ended; a busy machine does not count."""
     times = os.times()
     return times.children_user + times.children_system
+
+
+def default_in(text, option, task, method):
+    """The default that --help gives in brackets, such as (0.5; demo: 0.07; kd: 2); the last name
+    that fits counts."""
+    meaning = text.split(f" --{option} ")[-1]
+    value, *others = re.search(r"\(([^()]+)\)", meaning).group(1).split("; ")
+    for other in others:
+        names, special = other.split(": ")
+        if {task, method} & set(names.split(", ")):
+            value = special
+    return value
+
+
+def test_help_tells_every_default(capsys):
+    with pytest.raises(SystemExit):
+        train.parse_args(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for option, value in {"batch-size": 32, "max-length": 128, "output": "runs"}.items():
+        assert default_in(text, option, "", "") == str(value)
+
+    depend = ("pooling", "exits", "weight", "temperature", "conflict", "epochs", "lr")
+    for task, method in itertools.product([*glue.TASKS, "mine"], train.METHODS):
+        args = train.parse_args(["--task", task, "--method", method])
+        for option in depend:
+            said = default_in(text, option, task, method)
+            value = getattr(args, option)
+            assert value == type(value)(said), (task, method, option)
+        said = default_in(text, "head-lr", task, method)
+        assert args.head_lr == {"20 times --lr": 20 * args.lr, "--lr": args.lr}[said]
 
 
 def test_help_and_wrong_options_do_not_wait_for_torch(tmp_path):

@@ -83,7 +83,7 @@ STEPS = []
 for method in train.METHODS:
     STEPS.append((method, "none", "parameters"))
     if method != "ce":
-        STEPS += [(method, rule, "parameters") for rule in grad_surgery.RULES]
+        STEPS += [(method, rule, "parameters") for rule in grad_surgery.GRADIENT_RULES]
     if method not in ("ce", "kd"):
         STEPS += [(method, rule, "features") for rule in ("observe", "discard", "weigh")]
 

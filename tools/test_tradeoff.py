@@ -129,7 +129,7 @@ def test_any_number_of_classes(K, metric):
     torch.manual_seed(K)
     logits, labels = 3 * torch.randn(4, 200, K), torch.randint(K, (200,))
     rows = tradeoff.trade_off(logits, labels, [1, 2, 3, 4], metric)
-    for name in tradeoff.RULES:
+    for name in tradeoff.EXIT_RULES:
         row = [row for row in rows if row["rule"] == name][0]
         rule = tradeoff.make_rule(name, row["threshold"], row["patience"])
         said, layers = [], []
@@ -182,7 +182,7 @@ def test_a_rule_of_ones_own_takes_a_function_and_a_line(run, monkeypatch, capsys
         return best[:, 0] - best[:, 1] >= threshold
 
     monkeypatch.setattr(exits, "margin", margin, raising=False)
-    monkeypatch.setitem(exits_command.RULES, "margin", ("threshold",))
+    monkeypatch.setitem(exits_command.EXIT_RULES, "margin", ("threshold",))
     assert tradeoff.make_rule("margin", 2.0)(torch.tensor([[[3.0, 0.0], [1.0, 0.0]]])).tolist() == [
         True, False]
     assert exits_command.main([str(run), "--all"]) == 0

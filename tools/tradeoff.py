@@ -22,7 +22,7 @@ import glue
 import exits
 from exits import early_exit, exit_indices, normalised_entropy
 from tools.command_line import InputError, is_out_of_memory, reason
-from tools.exits_command import RULES
+from tools.exits_command import EXIT_RULES
 from tools.files import read_csv, read_json
 from tools.progress import Progress, waiting
 
@@ -34,10 +34,10 @@ NO_LOGITS = "dev_logits.safetensors is not there: committed runs keep only the s
 def make_rule(rule, threshold=None, patience=None):
     """A rule of exits.py with its settings filled in: logits (m, n, K) -> (n,) bool.  Raises
     InputError for settings that make no sense."""
-    if rule not in RULES:
-        raise InputError(f"unknown rule {rule!r}; choose one of {', '.join(RULES)}")
+    if rule not in EXIT_RULES:
+        raise InputError(f"unknown rule {rule!r}; choose one of {', '.join(EXIT_RULES)}")
     given = {"threshold": threshold, "patience": patience}
-    settings = {name: given[name] for name in RULES[rule]}
+    settings = {name: given[name] for name in EXIT_RULES[rule]}
     for name, value in settings.items():
         if value is None:
             raise InputError(f"rule {rule} needs a {name}")
@@ -211,7 +211,7 @@ def settings_to_try(logits):
     steps = (torch.linspace(0, 1, 41) ** 2 * widest).tolist()  # closer together where they are low
 
     settings = []
-    for rule, names in RULES.items():
+    for rule, names in EXIT_RULES.items():
         patiences = [None]
         if names == ("patience",):
             patiences = range(1, max(2, M - 1))
