@@ -376,8 +376,8 @@ def summary(blocks):
                 cells.append(show(run["mean_exit_score"] for run in some))
             against = difference(select(means, method=method), ce_means, "mean_exit_score")
             rows.append([f"{title}: {method}", *cells, against])
-    caption = ("Dev, mean±sd over seeds; of several exits the mean over exits.  Last column: "
-               "paired difference to `ce`, mean over the row's tasks, 95 % t-interval.")
+    caption = ("Accuracy (cola: Matthews' correlation) on dev, mean±sd over seeds; of several exits "
+               "their mean.  Last: paired difference to `ce` over the row's tasks, 95 % t-interval.")
     return table(caption, ["", *tasks, "difference to ce"], rows)
 
 
@@ -639,7 +639,7 @@ BLOCKS = {
     "speeds": ("Early exit, every rule",
                "The slowest setting at least that fast (counted), in brackets its own speed-up "
                "where over 5 % more; -: not in every run; clocked: the clock's speed-up at 2x's "
-               "setting, batch 32, where it was measured.  With two classes confidence leaves "
+               "setting, batch 32, seed 3 alone.  With two classes confidence leaves "
                "where entropy does.", speeds),
     "geometry": ("Did it align?",
                  "label cosine: between each class's mean and its label embedding; alignment: mean "
