@@ -146,7 +146,7 @@ def losses(args, model, h, logits, labels):
     """
     w = [1] * len(h) if args.exit_weights == "uniform" else model.exit_layers
     label_embeddings = [classifier.weight for classifier in model.classifiers]  # M of (K, d)
-    h_of_exit = h.unbind()  # M of (N, d)
+    h_of_exit = h.unbind()  # M of (N, d): cut once, not again by each loss
     ce_loss = 0.0
     acl_losses = []
     for m in range(len(h)):
