@@ -49,8 +49,9 @@ def acl_grad(ce_loss, acl_loss, parameters, weight):
     if not 0 <= weight < float("inf"):
         raise ValueError(f"weight must be a number of 0 or more, not {weight}")
 
-    # What is frozen has no gradient, and a tensor that is no leaf keeps none.
-    parameters = [p for p in parameters if p.requires_grad]
+    # What is frozen has no gradient, and a tensor that is no leaf keeps none.  Each once, or the
+    # product would count it twice.
+    parameters = list(dict.fromkeys(p for p in parameters if p.requires_grad))
     if not all(p.is_leaf for p in parameters):
         raise ValueError("parameters must be an iterable of leaf tensors: model.parameters()")
 
@@ -233,8 +234,8 @@ def check(weight, rule, rules, **losses):
 
 
 def trainable(parameters):
-    """The parameters that want a gradient, as a list; ValueError for what is no leaf tensor."""
-    parameters = [p for p in parameters if p.requires_grad]
+    """The parameters that want a gradient, each once; ValueError for what is no leaf tensor."""
+    parameters = list(dict.fromkeys(p for p in parameters if p.requires_grad))
     if not all(p.is_leaf for p in parameters):
         raise ValueError("parameters must be an iterable of leaf tensors: model.parameters()")
     return parameters

@@ -224,6 +224,21 @@ def test_one_tensor_where_a_list_of_parameters_belongs(gate):
 
 
 @each_gate
+def test_a_parameter_that_is_given_twice(gate):
+    """model.parameters() and its classifier's beside them: the same as without the second."""
+    answers = []
+    for repeats in (1, 2):
+        torch.manual_seed(0)
+        encoder, classifier = nn.Linear(2, 2), nn.Linear(2, 2)
+        h = encoder(torch.ones(1, 1, 2))
+        logits = classifier(h)
+        parameters = [*encoder.parameters(), *repeats * list(classifier.parameters())]
+        cosine = gate(logits.sum(), (logits**2).sum() / 2, parameters, 0.5, h)
+        answers.append([cosine, *[p.grad.tolist() for p in parameters[:4]]])
+    assert answers[0] == answers[1]
+
+
+@each_gate
 def test_no_parameters_at_all(gate):
     """Such as a generator that was used up before."""
     h, ce_loss, acl_loss = step()
