@@ -28,8 +28,8 @@ def acl_grad(ce_loss, acl_loss, parameters, weight):
 
         g = g_CE + lambda * 1[ <g_CE, g_ACL> >= 0 ] * g_ACL                    [abstract]
 
-    ce_loss, acl_loss: scalars of ONE forward, as two have two sets of dropout masks, whose
-    gradients cannot be compared.  The call frees their graph.  parameters: leaf tensors, the
+    ce_loss, acl_loss: scalars of ONE forward; two would draw different dropout masks, and their
+    gradients could not be compared.  The call frees their graph.  parameters: leaf tensors, the
     classifier's too: what is not among them gets no gradient.  weight: lambda >= 0.  `.grad` is
     replaced, not added to.  The cosine is NaN where the inner products are not finite, 0 where a
     gradient is zero.  Raises ValueError; torch, RuntimeError where a loss has no graph.
@@ -55,7 +55,8 @@ def acl_grad(ce_loss, acl_loss, parameters, weight):
     if not all(p.is_leaf for p in parameters):
         raise ValueError("parameters must be an iterable of leaf tensors: model.parameters()")
 
-    # Both gradients from one graph.  g_CE lies in .grad, None where CE does not reach.
+    # Both gradients from one graph.  g_CE goes to .grad, where it is wanted in any case; None is
+    # there where CE does not reach.
     for p in parameters:
         p.grad = None
     ce_loss.backward(inputs=parameters, retain_graph=True)

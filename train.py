@@ -209,7 +209,7 @@ def training_step(args, model, batch, weight, bf16):
 
     --conflict gives any method with a second loss another gate, or none.  Returns L_CE and L_ACL,
     detached and without lambda, and the cosines between both gradients: one; with --conflict-at
-    features one for each exit; none without gate.
+    features one for each exit; none without a gate.
     """
     labels = batch["label"]  # (N,)
     with torch.autocast(labels.device.type, torch.bfloat16, enabled=bf16):
