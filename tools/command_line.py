@@ -50,6 +50,10 @@ class Parser(argparse.ArgumentParser):
         """argparse itself speaks first of the option that a misspelt one leaves missing."""
         option = word.partition("=")[0]
         known = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for parser in action.choices.values():
+                    known += parser._option_string_actions
         if option.startswith("--") and option not in ("--", *known):
             similar = difflib.get_close_matches(option, known, n=1)
             hint = f"; did you mean {similar[0]}?" if similar else ""
