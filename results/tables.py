@@ -367,7 +367,8 @@ def summary(blocks):
     rows = [["majority class", *majorities(blocks, tasks), ""]]
     for block, title, methods in parts:
         runs = blocks.get(block, [])
-        means = averaged(runs)
+        whole = with_most_seeds(runs)
+        means = averaged(whole) or whole  # of a single task there is no average
         ce_means = select(means, method="ce")
         for method in methods:
             cells = []
@@ -379,6 +380,15 @@ def summary(blocks):
     caption = ("Accuracy (cola: Matthews' correlation) on dev, mean±sd over seeds; of several exits "
                "their mean.  Last: paired difference to `ce` over the row's tasks, 95 % t-interval.")
     return table(caption, ["", *tasks, "difference to ce"], rows)
+
+
+def with_most_seeds(runs):
+    """The runs of those tasks that have the most: a task of one seed would leave all others one."""
+    seeds = {}
+    for run in select(runs, method="ce"):
+        seeds.setdefault(run["task"], set()).add(run["seed"])
+    most = max(map(len, seeds.values()), default=0)
+    return [run for run in runs if len(seeds.get(run["task"], ())) == most]
 
 
 def majorities(blocks, tasks):

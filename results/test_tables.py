@@ -164,6 +164,19 @@ def test_readmes_table(capsys):
     assert f"<!-- results -->\n{text}<!-- /results -->\n" in readme
 
 
+def test_the_summary_of_a_task_that_is_begun(tmp_path, capsys):
+    """Its one seed stands in its column; the difference is of the task that has three."""
+    for task, seeds in (("rte", (1, 2, 3)), ("mrpc", (1,))):
+        for seed in seeds:
+            for method, more in (("ce", 0), ("acl-cl", seed)):
+                scores = [53 + more + layer for layer in range(12)]
+                write_run(tmp_path / "mpnet", task, method, seed, scores, model="/y/mpnet")
+                write_run(tmp_path / "multi", task, method, seed, scores[:6])
+    text = printed(capsys, "--runs", tmp_path, "--block", "summary")
+    line = next(line for line in text.splitlines() if "MPNet, 12 exits: acl-cl" in line)
+    assert line.endswith("| 59.5 | 60.5±1.0 | +2.00 [-0.48, 4.48] |")
+
+
 def test_twelve_exits_take_two_tables(tmp_path, capsys):
     """The base-size encoder: 12 exits and a mean, majority class in both parts."""
     for seed in (1, 2, 3):
