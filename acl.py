@@ -3,12 +3,12 @@
 A classifier scores a representation h_i against the rows l_1 .. l_K of its weight matrix.  Row
 l_k is the *label embedding* of class k.  Cross-entropy moves h_i towards l_{y_i}.  Supervised
 contrastive learning (SCL) moves samples of one class towards each other, wherever the label
-embeddings are, and so the two can pull h_i in different directions.
+embeddings are, so the two losses can pull h_i in different directions.
 
     ACL-Embed   lets the label embeddings take part: they are K more samples, l_k labelled k.
     ACL-CL      moves the samples of a multi-exit BERT's other exits towards its deepest exit.
 
-The three contrastive losses are one formula, `contrastive_loss`, with other anchors and keys:
+The three contrastive losses are one formula, `contrastive_loss`, with different anchors and keys:
 
                 anchors                   keys                              source
     SCL         h_1..h_N                  h_1..h_N                          arXiv 2011.01403
@@ -17,8 +17,8 @@ The three contrastive losses are one formula, `contrastive_loss`, with other anc
                                                                             keys: our reading
 
 Letters: N samples, K classes, d hidden size, A anchors, B keys; tau is the temperature.
-Formulas count from 1, indices from 0.  A loss is a float32 scalar in nats, whatever autocast
-says.  To copy one, take the kernel above it and, for readable errors, `check` at the end.
+Formulas count from 1, indices from 0.  A loss is a float32 scalar in nats, even under
+autocast.  To copy one, take the kernel above it and, for readable errors, `check` at the end.
 """
 
 import torch
@@ -36,8 +36,8 @@ def contrastive_loss(anchors, keys, positive, temperature, exclude_self=False):
         L = mean over anchors a with a positive of  -1/|P(a)| sum_{p in P(a)} log_prob(p|a)
 
     anchors (A, d), keys (B, d); positive (A, B) bool, True where key b is in P(a).
-    exclude_self: the keys are the anchors, and none is its own key.  Without any positive the
-    loss is 0, with a graph, not NaN.
+    exclude_self: the keys are the anchors, and no anchor is its own key.  Without any positive
+    the loss is 0 (with a graph), not NaN.
     """
     # z_a.z_b / tau.  Not under autocast: bf16 rounds to 8 bits, too coarse for exp(cosine / 0.01).
     with torch.autocast(anchors.device.type, enabled=False):
@@ -45,23 +45,23 @@ def contrastive_loss(anchors, keys, positive, temperature, exclude_self=False):
         z_b = unit(keys)  # (B, d)
         similarity = z_a @ z_b.T / temperature  # (A, B)
 
-    # An anchor is not its own key: b = a leaves both sums.  With the lowest number, not -inf: in
-    # a batch of one nothing else is left, and log_prob(a|a) would be -inf - (-inf) = NaN.
+    # An anchor is not its own key: b = a leaves both sums.  Masked with the lowest number, not
+    # -inf: in a batch of one no key is left, and log_prob(a|a) would be -inf - (-inf) = NaN.
     if exclude_self:
         itself = torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)  # (A, A)
         positive = positive & ~itself
         lowest = torch.finfo(similarity.dtype).min
         similarity = similarity.masked_fill(itself, lowest)
 
-    # log_prob(b|a), by logsumexp: exp alone overflows at a small temperature.
+    # log_prob(b|a), with logsumexp: exp alone overflows at a small temperature.
     log_prob = similarity - similarity.logsumexp(dim=1, keepdim=True)  # (A, B)
 
-    # -1/|P(a)| sum_{p in P(a)} log_prob(p|a).  Without a positive 0 / 1 = 0, not 0 / 0.
+    # -1/|P(a)| sum_{p in P(a)} log_prob(p|a).  Without a positive: 0 / 1 = 0, not 0 / 0.
     size_of_P = positive.sum(dim=1)  # (A,)
     sum_over_P = log_prob.masked_fill(~positive, 0).sum(dim=1)  # (A,)
     loss_of_a = -sum_over_P / size_of_P.clamp(min=1)  # (A,)
 
-    # The mean over anchors with a positive.  The others add 0, and are not counted.
+    # The mean over anchors with a positive.  The others add 0 and are not counted.
     anchors_with_positive = (size_of_P > 0).sum()
     return loss_of_a.sum() / anchors_with_positive.clamp(min=1)
 
@@ -85,8 +85,8 @@ def scl_loss(h, labels, temperature):
         prob(b|i) = exp(z_i.z_b / tau) / sum_{b' != i} exp(z_i.z_b' / tau)
         P(i):    the other samples of the batch that have sample i's label
 
-    h (N, d), labels (N,) int64, temperature tau > 0.  A sample that is alone in its class is no
-    anchor.  Raises ValueError.
+    h (N, d), labels (N,) int64, temperature tau > 0.  A sample that is alone in its class is not
+    an anchor.  Raises ValueError.
     """
     check(temperature, labels, h=h)
     positive = labels[:, None] == labels[None, :]  # (N, N)
@@ -99,7 +99,7 @@ def acl_embed_loss(h, labels, label_embeddings, temperature):
         items {h_1 .. h_N, l_1 .. l_K} with labels {y_1 .. y_N, 1 .. K}, then L_SCL over them
 
     h (N, d); labels (N,) int64 in 0..K-1; label_embeddings (K, d), the classifier's weight, not
-    detached: gradient shall flow into it.  Raises ValueError.
+    detached: gradients must flow into it.  Raises ValueError.
 
     Label embeddings are anchors, too.  Example: labels [0, 0], K = 3.  The items' labels are
     [0, 0, 0, 1, 2].  Label embeddings 1 and 2 have no positive, so they are no anchors, but they
@@ -117,7 +117,7 @@ def acl_embed_loss(h, labels, label_embeddings, temperature):
     classes = torch.arange(len(label_embeddings), device=labels.device)  # (K,)
     item_labels = torch.cat([labels, classes])  # (N + K,)
 
-    # Items are anchors and keys; the kernel leaves each out of its own positives.
+    # Items are both anchors and keys; the kernel leaves each out of its own positives.
     positive = item_labels[:, None] == item_labels[None, :]  # (N + K, N + K)
     return contrastive_loss(items, items, positive, temperature, exclude_self=True)
 
@@ -131,7 +131,7 @@ def acl_cl_loss(student_h, teacher_h, labels, teacher_label_embeddings, temperat
         P(i):    the keys that have sample i's label; its own teacher vector is one of them
 
     student_h (N, d) of exit m; teacher_h (N, d) and teacher_label_embeddings (K, d) of the
-    deepest exit M; labels (N,) int64 in 0..K-1.  sg, stop-gradient: nothing flows into the keys.
+    deepest exit M; labels (N,) int64 in 0..K-1.  sg, stop-gradient: no gradient enters the keys.
     It does flow into the layers below exit m, which the teacher shares.  Raises ValueError.
     """
     teacher = {"teacher_h": teacher_h, "teacher_label_embeddings": teacher_label_embeddings}
@@ -141,7 +141,7 @@ def acl_cl_loss(student_h, teacher_h, labels, teacher_label_embeddings, temperat
     classes = torch.arange(len(teacher_label_embeddings), device=labels.device)  # (K,)
     key_labels = torch.cat([labels, classes])  # (N + K,)
 
-    # No exclude_self: key i is another vector than anchor i, one to move towards.
+    # No exclude_self: key i is not the same vector as anchor i, but one to move towards.
     positive = labels[:, None] == key_labels[None, :]  # (N, N + K)
     return contrastive_loss(student_h, keys.detach(), positive, temperature)
 
@@ -158,7 +158,7 @@ def kd_loss(student_logits, teacher_logits, temperature):
     s = student_logits.float()  # (N, K)
     t = teacher_logits.detach().float()  # (N, K)
 
-    # Both as log-probabilities, or a probability that rounds to 0 would give log 0.
+    # Both as log-probabilities; otherwise a probability that rounds to 0 would give log 0.
     log_student = F.log_softmax(s / temperature, dim=-1)
     log_teacher = F.log_softmax(t / temperature, dim=-1)
     kl = F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
@@ -169,15 +169,15 @@ def kd_loss(student_logits, teacher_logits, temperature):
 
 
 def check(temperature, labels=None, **matrices):
-    """Raise ValueError that names the wrong argument of a loss.
+    """Raise a ValueError that names the wrong argument of a loss.
 
-    matrices, by name: (N, d) like the first one, except that label embeddings, known by their
-    name, have K rows.
+    matrices, by name: (N, d) like the first one, except that label embeddings, recognised by
+    their name, have K rows.
     """
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be a number above 0, not {temperature}")
 
-    # Tensors first: what follows asks for their dtype and shape.
+    # Tensors first: the checks below read their dtype and shape.
     tensors = dict(matrices)
     if labels is not None:
         tensors["labels"] = labels
@@ -185,7 +185,7 @@ def check(temperature, labels=None, **matrices):
         if not isinstance(tensor, torch.Tensor):
             raise ValueError(f"{name} must be a tensor, not {type(tensor).__name__}")
 
-    # The first matrix says what N and d are.
+    # The first matrix determines N and d.
     first = next(iter(matrices.values()))
     for name, matrix in matrices.items():
         kind = matrix.dtype
@@ -209,7 +209,7 @@ def check(temperature, labels=None, **matrices):
     if kind != torch.int64 or shape != wanted:
         raise ValueError(f"labels must be int64 {wanted}, not {kind} {shape}")
 
-    # In 0..K-1.  Not on a GPU: looking means waiting for it, and cross-entropy asserts the same.
+    # Within 0..K-1.  Not on a GPU: that means waiting for it, and cross-entropy asserts the same.
     for name, matrix in matrices.items():
         if name.endswith("label_embeddings") and labels.device.type == "cpu":
             low = labels.min().item()

@@ -9,8 +9,8 @@
                               |          |                 |             label embeddings l_k^m
                          leave here?   here?            always
 
-Any encoder that AutoModel loads trains and is evaluated at every layer.  Early exit itself, which
-drops samples between layers, needs layers like BERT's.  A model with one exit is the same class.
+Any encoder that AutoModel loads can be trained and evaluated at every layer.  Early exit itself
+drops samples between layers and needs BERT-like layers.  A model with one exit is the same class.
 Architecture: second-hand (PCEE-BERT's code by one of the paper's authors).
 
     python exits.py runs/rte_acl-cl_1                  # score against speed-up of a finished run
@@ -19,7 +19,7 @@ Architecture: second-hand (PCEE-BERT's code by one of the paper's authors).
 
 import sys
 
-# As a command this file is a door to the report, which answers --help before it waits for torch.
+# Run as a command, this file starts the report, which answers --help before it waits for torch.
 if __name__ == "__main__":
     from tools import exits_command
     sys.exit(exits_command.main())
@@ -39,7 +39,7 @@ class MultiExitBert(nn.Module):
     """An encoder with a classifier on the representation of each chosen layer.
 
     encoder: what AutoModel returns.  exit_layers: numbers from 1, "all" or "last"; the last layer
-    must be among them, since it answers whatever is left.  pooling: "cls", the encoder's pooler
+    must be among them, since it answers all that are left.  pooling: "cls", the encoder's pooler
     (dense + tanh on the first token), or "mean" of the tokens.  Raises InputError or ValueError.
     """
 
@@ -60,7 +60,7 @@ class MultiExitBert(nn.Module):
         else:
             encoders.check_pooler(encoder)
 
-        # Filled as BERT's linear layers are, all after the last is made: in another order they
+        # Initialised like BERT's linear layers, once all of them are made: in another order they
         # would get other random numbers.
         self.dropout = nn.Dropout(encoders.dropout_of(encoder.config))
         self.classifiers = nn.ModuleList()
@@ -73,7 +73,7 @@ class MultiExitBert(nn.Module):
     def forward(self, batch):
         """{input_ids, attention_mask, token_type_ids} (N, L) -> h (M, N, d), logits (M, N, K).
 
-        h is what the contrastive losses see, and with dropout what the classifiers receive.
+        h is what the contrastive losses see; the classifiers receive h with dropout.
         """
         h = self.encode(batch)
         pairs = zip(self.classifiers, h)
@@ -95,7 +95,7 @@ class MultiExitBert(nn.Module):
             mask = mask.unsqueeze(-1).to(hidden.dtype)  # (N, L, 1)
             return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
 
-        # The encoder's one pooler serves every exit.
+        # All exits share the encoder's one pooler.
         # Not under autocast: it would round h to bf16's 8 bits, too coarse for the losses.
         with torch.autocast(hidden.device.type, enabled=False):
             return encoders.pool(self.encoder, hidden)
@@ -103,7 +103,7 @@ class MultiExitBert(nn.Module):
     def head_parameters(self):
         """The classifiers, and the pooler where it is new.
 
-        They are not pretrained, and so may want a learning rate of their own.
+        They are not pretrained, so they may need a learning rate of their own.
         """
         heads = list(self.classifiers.parameters())
         if self.pooling == "cls" and getattr(self.encoder, "pooler_is_new", False):
@@ -121,7 +121,7 @@ def token_mask(batch):
 #
 # A rule says who may leave now.  It sees the logits (m, n, K) of the m exits passed so far and
 # of the n samples still inside, and returns (n,) bool.  functools.partial(entropy,
-# threshold=0.3) fills in its setting.  It wants logits, not probabilities.  Exits come first, then
+# threshold=0.3) fills in its setting.  It needs logits, not probabilities.  Exits come first, then
 # samples; nothing can check that: (n, m, K) by mistake gives a wrong answer, not an error.
 
 
@@ -175,15 +175,15 @@ def normalised_entropy(logits):
 
 
 def check_rule(logits, threshold=0.0, patience=1):
-    """ValueError for what a rule would answer wrongly without an error."""
+    """ValueError for input to which a rule would give a wrong answer without an error."""
     check_logits(logits)
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be a number from 0 to 1, not {threshold}")
     if not isinstance(patience, int) or patience < 1:
         raise ValueError(f"patience must be a whole number of exits from 1, not {patience}")
 
-    # Probabilities by mistake: one row of logits may be positive and sum to 1 by chance, six
-    # rows hardly.
+    # Probabilities by mistake: one row of logits may be positive and sum to 1 by chance; six
+    # rows hardly ever.
     m, n, _ = logits.shape
     if m * n < 6 or logits.is_meta or logits.min() < 0:
         return
@@ -204,11 +204,11 @@ def check_logits(logits):
 
 
 def who_leaves(rule, logits):
-    """What a rule says of logits (m, n, K), its answer checked: (n,) bool.  Raises ValueError."""
+    """A rule's answer to logits (m, n, K), checked: (n,) bool.  Raises ValueError."""
     leave = rule(logits)
     n = logits.shape[1]
 
-    # A rule may be one's own, and an answer of another shape would broadcast in silence.
+    # A rule may be user-written, and an answer of another shape would broadcast silently.
     found = type(leave).__name__
     is_mask = False
     if isinstance(leave, torch.Tensor):
@@ -220,7 +220,7 @@ def who_leaves(rule, logits):
 
 
 def exit_indices(logits, rule):
-    """Who would leave where, from stored logits (M, R, K) of all exits.
+    """Which sample would leave where, from stored logits (M, R, K) of all exits.
 
     Returns (R,) int64: an index 0..M-1 into the exits, not a layer number.  Raises ValueError.
     """
@@ -238,23 +238,23 @@ def exit_indices(logits, rule):
 
 @torch.no_grad()
 def early_exit(model, batch, rule):
-    """Walk the layers and drop the samples that leave, so that the rest of the walk costs less.
+    """Run the layers and drop the samples that leave, so that the remaining layers cost less.
 
-    batch: dict of (N, L) tensors; rule: logits (m, n, K) -> (n,) bool, or None: nobody leaves
-    early and only the deepest exit is computed, the full model to compare with.  Returns logits
+    batch: dict of (N, L) tensors; rule: logits (m, n, K) -> (n,) bool, or None: no sample leaves
+    early and only the deepest exit is computed, as the full model to compare with.  Returns logits
     (N, K) and exit layers (N,), from 1, in the order of the input.  Dropout is off, whatever mode
     the model is in.  Raises InputError for an encoder whose layers are not BERT's, ValueError
     for a rule that does not answer as it should.
 
     Example: samples 0, 1, 2 are inside and 1 leaves.  `stay` is [True, False, True]; hidden
     (3, L, d) becomes (2, L, d), and the attention mask and the logits so far must lose the same
-    sample, or sample 2 would go on under the mask of sample 1.
+    sample, or sample 2 would continue with sample 1's mask.
     """
     encoders.check_layers(model)
     with encoders.evaluating(model):
         hidden, attention_mask = encoders.embed(model.encoder, batch)  # (N, L, d)
-        mask = token_mask(batch)  # (N, L) of the pooling; attention_mask is the layers'
-        inside = torch.arange(len(hidden), device=hidden.device)  # (n,) who is where
+        mask = token_mask(batch)  # (N, L) for pooling; attention_mask is for the layers
+        inside = torch.arange(len(hidden), device=hidden.device)  # (n,) samples still inside
         K = model.classifiers[0].out_features
         answer = torch.empty(len(hidden), K, device=hidden.device)  # (N, K)
         exit_layers = torch.empty_like(inside)  # (N,)
@@ -280,7 +280,7 @@ def early_exit(model, batch, rule):
             answer[inside[leave]] = so_far[-1][leave]
             exit_layers[inside[leave]] = number
 
-            # Whatever belongs to a sample that leaves goes with it.
+            # Whatever belongs to a leaving sample is dropped with it.
             stay = ~leave
             if not stay.any():
                 break
@@ -306,7 +306,7 @@ def all_exits(model, split, tokenizer, device, keep_h=0, batch_size=64):
     M, R = len(model.exit_layers), len(split)
     K = model.classifiers[0].out_features
 
-    # A batch's rows go to where its samples stand in the split.
+    # A batch's rows go to its samples' places in the split.
     kept = torch.empty(M, min(keep_h, R), model.encoder.config.hidden_size)
     logits = torch.empty(M, R, K)
     with encoders.evaluating(model):

@@ -56,7 +56,7 @@ TASKS = {task.name: task for task in GLUE_TASKS}
 def load_task(name, data, limit_train=None, holdout=None, with_test=False):
     """(task, {"train": Dataset, "dev": Dataset}); MNLI has dev_matched and dev_mismatched.
 
-    name: one of TASKS; for data of one's own any other name, of letters, digits, - and _.
+    name: one of TASKS; for your own data any other name, of letters, digits, - and _.
     data: GLUE as a folder in any of its layouts, or the hub's id; else a file (.csv, .tsv,
     .jsonl, .json, .parquet) or a folder with train, dev and test files of these kinds, with one
     or two text columns and `label`.  limit_train: only the first so many samples of train.
@@ -75,11 +75,11 @@ def load_task(name, data, limit_train=None, holdout=None, with_test=False):
         task = Task(name, name, texts, texts, "label", classes, ("accuracy", "macro_f1"))
     data_files.check_rows(name, data, splits)
 
-    # The rows that stay in train.  A slice takes what there is where limit_train asks for more.
+    # The rows that stay in train.  If limit_train asks for more, the slice takes what there is.
     train = splits["train"]
     numbers = range(len(train))[:limit_train]
 
-    # Options are chosen on train's own rows, so that dev stays unseen until they are.
+    # Options are chosen on train's own rows, so that dev stays unseen until they are chosen.
     if holdout is not None:
         splits = {"train": train, "dev": train.select(numbers[-holdout:])}
         numbers = numbers[:-holdout]
@@ -104,8 +104,8 @@ def split_names(task, with_test):
 def tokenize(split, tokenizer, max_length):
     """A split of texts -> one of tokens, each sample cut to max_length tokens.
 
-    The table keeps all tokens one after the other as int32; Python lists would take ten times as
-    much.  It stays in memory.
+    The table keeps all tokens one after the other as int32; Python lists would take ten times the
+    memory.  It stays in memory.
     """
     columns = [column for column in split.column_names if column != "label"]
 
@@ -133,7 +133,7 @@ def row_lengths(split):
 
 
 def loader(split, batches, tokenizer):
-    """One batch for each (N,) int64 of sample numbers in `batches`.
+    """One batch for each (N,) int64 tensor of sample numbers in `batches`.
 
     A batch is transformers' BatchEncoding, a dict that has .to(device): (N, L) int64 input_ids,
     attention_mask and token_type_ids, padded on the right to the longest of its samples, and (N,)
@@ -165,7 +165,7 @@ def bucketed_batches(lengths, batch_size, generator, window=50):
         by_length = lengths[chunk].argsort(stable=True)
         batches += chunk[by_length].split(batch_size)
 
-    # Batches shuffled, or each window would run from short to long.
+    # Shuffle the batches, or each window would run from short to long.
     order = torch.randperm(len(batches), generator=generator)
     return [batches[i] for i in order.tolist()]
 
@@ -179,9 +179,9 @@ def accuracy(predictions, labels):
 
 
 def f1(predictions, labels):
-    """F1 of class 1 of two, in points: 2 TP / (2 TP + FP + FN); 0 where nothing is or was called 1.
+    """F1 of class 1 of two, in points: 2 TP / (2 TP + FP + FN); 0 if no label or prediction is 1.
 
-    ValueError for more classes: GLUE asks for it on two alone, and macro_f1 is there for others.
+    ValueError for more classes: GLUE uses it for two only; for more there is macro_f1.
     """
     both = torch.cat([predictions, labels])
     if both.numel() and not 0 <= both.min() <= both.max() <= 1:
@@ -192,7 +192,7 @@ def f1(predictions, labels):
 
 
 def counts(predictions, labels):
-    """How often each class is predicted rightly, predicted, and in the labels: three (K,) int64."""
+    """How often each class is correctly predicted, predicted, and in the labels: (K,) int64 each."""
     # K is not known here; classes after the last one that occurs would count 0 anyway.
     size = int(torch.cat([predictions, labels]).max()) + 1
     right = labels[predictions == labels]
@@ -217,8 +217,8 @@ def matthews(predictions, labels):
     total = sum(there)
     by_chance = sum(p * t for p, t in zip(predicted, there))
 
-    # Half of each bracket is the number of pairs whose classes differ, a whole number.  So there
-    # are only integers up to the root, and two classes give their own formula to the bit.
+    # Half of each bracket is the number of pairs whose classes differ, a whole number.  So only
+    # integers occur before the root, and two classes give the two-class formula's result to the bit.
     pairs_predicted = (total**2 - sum(p * p for p in predicted)) // 2
     pairs_there = (total**2 - sum(t * t for t in there)) // 2
     product = pairs_predicted * pairs_there

@@ -2,17 +2,17 @@
 
     g = g_CE + lambda * 1[ <g_CE, g_ACL> >= 0 ] * g_ACL           once per mini-batch
 
-`acl_grad` is that rule, and copied alone it needs nothing but torch.  g_ACL is the gradient of
+`acl_grad` is that rule; it can be copied alone and needs only torch.  g_ACL is the gradient of
 the second loss, whichever contrastive loss that is.  Our reading: the inner product is taken over
-the parameters that both losses reach, a tie at 0 is no conflict, and an inner product that is not
-finite is one.
+the parameters that both losses reach; an inner product of 0 is no conflict, one that is not finite
+is a conflict.
 
     python grad_surgery.py runs/rte_acl-grad_1            # the angles in a finished run
 """
 
 import sys
 
-# As a command this file is a door to the report, which answers --help before it waits for torch.
+# Run as a command, this file starts the report, which answers --help before it waits for torch.
 if __name__ == "__main__":
     try:
         from tools import angles_command
@@ -30,12 +30,12 @@ def acl_grad(ce_loss, acl_loss, parameters, weight):
 
     ce_loss, acl_loss: scalars of ONE forward; two would draw different dropout masks, and their
     gradients could not be compared.  The call frees their graph.  parameters: leaf tensors, the
-    classifier's too: what is not among them gets no gradient.  weight: lambda >= 0.  `.grad` is
-    replaced, not added to.  The cosine is NaN where the inner products are not finite, 0 where a
-    gradient is zero.  Raises ValueError; torch, RuntimeError where a loss has no graph.
+    classifier's included: what is not among them gets no gradient.  weight: lambda >= 0.  `.grad`
+    is replaced, not added to.  The cosine is NaN where the inner products are not finite, 0 where a
+    gradient is zero.  Raises ValueError; torch raises RuntimeError where a loss has no graph.
 
     Caveat: torch's checkpoint(.., use_reentrant=True) hides the parameters inside it.  Where
-    nothing below it is trained this goes in silence: they look unused and get None.  Use
+    nothing below it is trained there is no error: they look unused and get None.  Use
     use_reentrant=False, as transformers does.
 
     >>> w = torch.zeros(2, requires_grad=True)
@@ -49,21 +49,21 @@ def acl_grad(ce_loss, acl_loss, parameters, weight):
     if not 0 <= weight < float("inf"):
         raise ValueError(f"weight must be a number of 0 or more, not {weight}")
 
-    # What is frozen has no gradient, and a tensor that is no leaf keeps none.  Each once, or the
-    # product would count it twice.
+    # A frozen parameter has no gradient, and a non-leaf tensor keeps none.  Each parameter once,
+    # or the product would count it twice.
     parameters = list(dict.fromkeys(p for p in parameters if p.requires_grad))
     if not all(p.is_leaf for p in parameters):
         raise ValueError("parameters must be an iterable of leaf tensors: model.parameters()")
 
-    # Both gradients from one graph.  g_CE goes to .grad, where it is wanted in any case; None is
-    # there where CE does not reach.
+    # Both gradients from one graph.  g_CE goes to .grad, where it is needed in any case; .grad is
+    # None where CE does not reach.
     for p in parameters:
         p.grad = None
     ce_loss.backward(inputs=parameters, retain_graph=True)
     g_acl = torch.autograd.grad(acl_loss, parameters, allow_unused=True)
 
     # <g_CE, g_ACL>, |g_CE|^2 and |g_ACL|^2, in float32 or better: half precision would overflow.
-    # A row of zeros to start with: there may be no parameter that both reach.
+    # Start with a row of zeros: there may be no parameter that both losses reach.
     products = [torch.zeros(3, device=ce_loss.device)]
     for p, g in zip(parameters, g_acl):
         if p.grad is not None and g is not None:
@@ -74,7 +74,7 @@ def acl_grad(ce_loss, acl_loss, parameters, weight):
     products = torch.stack(products).cpu().double()  # the only wait for the device here
     dot, ce_squared, acl_squared = products.sum(dim=0).tolist()
 
-    # The paper's rule.  NaN fails both comparisons; 0 * g_ACL would not do, since 0 * NaN is NaN.
+    # The paper's rule.  NaN fails both comparisons.  0 * g_ACL would not do: 0 * NaN is NaN.
     if 0 <= dot < float("inf"):
         for p, g in zip(parameters, g_acl):
             if p.grad is None and g is not None:
@@ -82,17 +82,17 @@ def acl_grad(ce_loss, acl_loss, parameters, weight):
             elif g is not None:
                 p.grad = p.grad.add(g, alpha=weight)
 
-    # A length of 0 is a zero gradient, and then the dot product is 0 as well.
+    # A length of 0 means a zero gradient; then the dot product is 0 as well.
     length = (ce_squared * acl_squared) ** 0.5
     return dot / length if length else dot
 
 
 # ------------------------------------------------------------------- not the paper's
 #
-# Other rules for the same two gradients, and the test at a place where it is nearly free.  A
-# backward takes as long as two forwards, so a step with two of them takes (1 + 2 + 2) / (1 + 2) =
-# 1.67 times a plain one, with any rule.  The test at the representations needs one backward: about
-# 1.0 times a plain step.
+# Other rules for the same two gradients, and the test at a place where it costs next to nothing.
+# A backward takes as long as two forwards.  So with any rule, a step with two backwards takes
+# (1 + 2 + 2) / (1 + 2) = 1.67 times a plain step.  The test at the representations needs one
+# backward: about 1.0 times a plain step.
 
 GRADIENT_RULES = {
     "observe": "keep everything: the plain sum, its angle measured (the paper's pilot)",
@@ -107,7 +107,7 @@ def apply_rule(ce_loss, acl_loss, parameters, weight, rule):
 
         g = g_CE + lambda * (factor * g_ACL - removed * g_CE)
 
-    rule: one of GRADIENT_RULES, else ValueError.  Example: the two gradients from above.
+    rule: one of GRADIENT_RULES, else ValueError.  Example: acl_grad's two gradients.
 
     >>> w = torch.zeros(2, requires_grad=True)
     >>> for rule in GRADIENT_RULES:
@@ -134,7 +134,7 @@ def apply_rule(ce_loss, acl_loss, parameters, weight, rule):
         dot, ce_squared, _ = products.sum(dim=0).tolist()
         removed = dot / ce_squared
 
-    # A factor of 0 leaves its term out instead of multiplying by it: 0 * NaN is NaN.
+    # With a factor of 0 the term is left out, not multiplied by 0: 0 * NaN is NaN.
     for p, a, b in zip(parameters, g_ce, g_acl):
         g = a
         if a is not None and b is not None and removed != 0:
@@ -168,7 +168,7 @@ def acl_grad_features(ce_loss, acl_losses, h, parameters, weight, rule="discard"
         raise ValueError(f"acl_losses must be one for each of the {len(h)} exits of h, not "
                          f"{len(losses)}")
 
-    # Both backward passes stop at h, just below the losses: a few small products, nearly free.
+    # Both backward passes stop at h, just below the losses: a few small products, little work.
     g_ce = torch.autograd.grad(ce_loss, h, retain_graph=True)[0]  # (M, N, d)
     g_acl = torch.autograd.grad(sum(acl_losses), h, retain_graph=True)[0]  # (M, N, d)
     products = inner_products(zip(g_ce, g_acl)).split(1)  # M of (1, 3)
@@ -189,7 +189,7 @@ def acl_grad_features(ce_loss, acl_losses, h, parameters, weight, rule="discard"
 
 
 def inner_products(pairs):
-    """<a, b>, |a|^2, |b|^2 of P pairs of tensors: (P, 3) float64 on the CPU; zeros of no pair."""
+    """<a, b>, |a|^2, |b|^2 of P pairs of tensors: (P, 3) float64 on the CPU; zeros if no pair."""
     triples = []
     for a, b in pairs:
         precise = torch.promote_types(a.dtype, torch.float32)
@@ -202,7 +202,7 @@ def inner_products(pairs):
 
 
 def cosine_of(products):
-    """Cosine from `inner_products`, or from some of them, say one layer's.
+    """Cosine from `inner_products`, or from some of their rows, such as one layer's.
 
     NaN where something is not finite, 0 where a gradient is zero.
     """
@@ -212,7 +212,7 @@ def cosine_of(products):
 
 
 def factor_of(products, rule):
-    """What a rule multiplies g_ACL by.  A cosine that is not finite counts as a conflict."""
+    """A rule's factor for g_ACL.  A cosine that is not finite counts as a conflict."""
     cosine = cosine_of(products)
     if rule == "observe":
         return 1.0
@@ -224,7 +224,7 @@ def factor_of(products, rule):
 
 
 def check(weight, rule, rules, **losses):
-    """Raise ValueError that names the wrong argument; `acl_grad` has these lines of its own."""
+    """Raise a ValueError that names the wrong argument; `acl_grad` has its own copy of this."""
     if rule not in rules:
         raise ValueError(f"rule must be one of {', '.join(rules)}, not {rule!r}")
     for name, loss in losses.items():
@@ -235,7 +235,7 @@ def check(weight, rule, rules, **losses):
 
 
 def trainable(parameters):
-    """The parameters that want a gradient, each once; ValueError for what is no leaf tensor."""
+    """The parameters that require a gradient, each once; ValueError for a non-leaf tensor."""
     parameters = list(dict.fromkeys(p for p in parameters if p.requires_grad))
     if not all(p.is_leaf for p in parameters):
         raise ValueError("parameters must be an iterable of leaf tensors: model.parameters()")

@@ -13,7 +13,7 @@ Each seed leaves runs/<task>_<method>_<seed>/:
     result.json   what the last epoch scored           classifiers.safetensors
     dev_logits.safetensors  every exit's dev logits    RTE.tsv ..   --predict: GLUE's submission
 
-While it runs there is checkpoint.pt as well; after a kill the same command with --resume goes on.
+While it runs there is also checkpoint.pt; after a kill the same command with --resume continues.
 The score reported is the last epoch's: nothing is picked on dev.
 """
 
@@ -43,7 +43,7 @@ def parse_args(argv=None):
     methods = "".join(f"\n  {name:10}{meaning}" for name, meaning in METHODS.items())
     p = Parser("train.py", description=f"Methods:{methods}")
     add = p.add_argument
-    # What to train.  Defaults that depend on the task or method stand in brackets here, and in
+    # What to train.  Defaults that depend on the task or method are in brackets here, and in
     # fill_defaults.
     add("--task", required=True, help="cola sst2 mrpc qqp mnli qnli rte wnli demo, or your own")
     add("--method", required=True, choices=METHODS, help="see above")
@@ -142,11 +142,11 @@ def losses(args, model, h, logits, labels):
 
     h (M, N, d), logits (M, N, K), labels (N,).  Returns the scalar L_CE and the M summands of
     L_ACL, without lambda: the gate may judge exit by exit, so they are not added up yet.
-    L_ACL is the method's second loss, whichever that is: SCL's and distillation's as well.
+    L_ACL is the method's second loss, whichever that is: also SCL's or distillation's.
     """
     w = [1] * len(h) if args.exit_weights == "uniform" else model.exit_layers
     label_embeddings = [classifier.weight for classifier in model.classifiers]  # M of (K, d)
-    h_of_exit = h.unbind()  # M of (N, d): cut once, not again by each loss
+    h_of_exit = h.unbind()  # M of (N, d): split once, not again by each loss
     ce_loss = 0.0
     acl_losses = []
     for m in range(len(h)):
@@ -164,7 +164,7 @@ def second_loss(args, m, h, label_embeddings, logits, labels):
     """
     tau = args.temperature
     teacher = teacher_exit(logits, labels)
-    loss = torch.zeros((), device=labels.device)  # stays so for ce, and for kd's teacher
+    loss = torch.zeros((), device=labels.device)  # stays 0 for ce, and for kd's teacher
     if args.method == "scl":
         loss = acl.scl_loss(h[m], labels, tau)
     if args.method == "kd" and m != teacher:
@@ -175,7 +175,7 @@ def second_loss(args, m, h, label_embeddings, logits, labels):
     if is_student:
         loss = acl.acl_cl_loss(h[m], h[teacher], labels, label_embeddings[teacher], tau)
 
-    # Each exit has an ACL-Embed of its own; with --no-students-embed students have not.
+    # Each exit has an ACL-Embed of its own; with --no-students-embed students have none.
     has_embed = args.method in ("acl-embed", "acl-grad", "acl-cl")
     if is_student and not args.students_embed:
         has_embed = False
@@ -187,13 +187,13 @@ def second_loss(args, m, h, label_embeddings, logits, labels):
 def teacher_exit(logits, labels):
     """The deepest exit (our reading), as an index.
 
-    logits (M, N, K) and labels (N,) are not needed for it, but for other choices: the best exit.
+    logits (M, N, K) and labels (N,) are not needed here, but for other choices: the best exit.
     """
     return len(logits) - 1
 
 
 def weight_at(args, step):
-    """lambda at a step.  Constant; a warm-up of it would go here."""
+    """lambda at a step.  Constant; a warm-up would go here."""
     return args.weight
 
 
@@ -208,8 +208,8 @@ def training_step(args, model, batch, weight, bf16):
         scl                 g = (1 - lambda) g_CE + lambda g_SCL             arXiv 2011.01403
 
     --conflict gives any method with a second loss another gate, or none.  Returns L_CE and L_ACL,
-    detached and without lambda, and the cosines between both gradients: one; with --conflict-at
-    features one for each exit; none without a gate.
+    detached and without lambda, and a list of cosines between the two gradients: one, or one for
+    each exit with --conflict-at features, or none without a gate.
     """
     labels = batch["label"]  # (N,)
     with torch.autocast(labels.device.type, torch.bfloat16, enabled=bf16):
@@ -217,7 +217,7 @@ def training_step(args, model, batch, weight, bf16):
     ce_loss, acl_losses = losses(args, model, h, logits, labels)
     acl_loss = sum(acl_losses)
 
-    # lambda enters from here on and nowhere else.  SCL mixes, the others add.
+    # lambda is applied below and nowhere else.  SCL mixes the losses, the others add them.
     share_of_ce = 1 - weight if args.method == "scl" else 1.0
     ce_term = share_of_ce * ce_loss
 
@@ -251,12 +251,12 @@ def train_one(args, seed, task, splits, model, tokenizer, device, run):
         total_steps = min(total_steps, args.max_steps)
     optimizer, schedule = make_optimizer(args, model, total_steps)
     step = run.restore(model, optimizer, schedule, total_steps)
-    model = processes.share(model)  # of one process: as it was
+    model = processes.share(model)  # unchanged for one process
     processes.say(closing.first_line(run.folder, len(train), model, device, bf16))
     dev = None
 
     while step < total_steps:
-        # The epoch's batches, less what was done before a kill and what --max-steps cuts off.
+        # The epoch's batches, minus what was done before a kill and what --max-steps cuts off.
         epoch = step // steps_per_epoch + 1
         generator = torch.Generator().manual_seed(1000 * seed + epoch)
         batches = glue.bucketed_batches(lengths, args.batch_size, generator)
@@ -268,7 +268,7 @@ def train_one(args, seed, task, splits, model, tokenizer, device, run):
         run.start_clock()
         for batch in bar:
             # Dropout's seed comes from seed and step alone, so that a resumed run draws the same
-            # masks.  64 apart: of several processes each adds its number, up to 63.
+            # masks.  Steps are 64 apart: each of several processes adds its number, up to 63.
             torch.manual_seed(64 * (seed * 1_000_003 + step))
             weight = weight_at(args, step)
             batch = batch.to(device)
@@ -280,8 +280,8 @@ def train_one(args, seed, task, splits, model, tokenizer, device, run):
             processes.check_finite(step, ce_loss, acl_loss, norm)
             optimizer.step()
 
-            # A step's numbers, counted from 1; lr is the encoder's.  To send them elsewhere, add
-            # a line after log_step.
+            # A step's numbers; steps count from 1, lr is the encoder's.  To send them elsewhere,
+            # add a line after log_step.
             step += 1
             row = {"step": step, "epoch": epoch, "ce_loss": ce_loss, "acl_loss": acl_loss}
             row |= angles.telemetry(cosines, args.conflict)
@@ -298,7 +298,7 @@ def train_one(args, seed, task, splits, model, tokenizer, device, run):
         run.save(model, optimizer, schedule, step)
         processes.say(closing.epoch_line(epoch, args.epochs, task.metrics[0], rows))
 
-    # A run that was killed after its last epoch, before the end: nothing left but to evaluate.
+    # A run killed after its last epoch but before the end: only evaluation is left.
     if dev is None:
         dev, _ = evaluate(model, task, splits, tokenizer, device)
     if args.predict:
@@ -329,8 +329,8 @@ def make_optimizer(args, model, total_steps):
 
 
 def evaluate(model, task, splits, tokenizer, device):
-    """Every exit on the dev splits: the tensors that dev_logits.safetensors holds, float32 logits
-    (M, R, K) and labels (R,); and a row of exits.csv for each exit, its epoch left out."""
+    """Every exit on the dev splits.  Returns the tensors for dev_logits.safetensors, float32 logits
+    (M, R, K) and labels (R,), and a row of exits.csv for each exit, without the epoch."""
     tensors = {}
     rows = []
     for name in [name for name in splits if name.startswith("dev")]:
@@ -367,7 +367,7 @@ def train_all(args):
         task, splits = processes.on_each(lambda: glue.load_task(
             args.task, args.data, args.limit_train, args.holdout, with_test=args.predict
         ))
-    tokens = None  # of all splits; they serve every seed
+    tokens = None  # of all splits, for every seed
     for seed, folder, state in planned:
         if state == "finished":
             runs.add_submission(args, folder, task, splits, device)
