@@ -192,7 +192,7 @@ def f1(predictions, labels):
 
 
 def counts(predictions, labels):
-    """How often each class is correctly predicted, predicted, and in the labels: (K,) int64 each."""
+    """How often each class is rightly predicted, predicted, and in the labels: three (K,) int64."""
     # K is not known here; classes after the last one that occurs would count 0 anyway.
     size = int(torch.cat([predictions, labels]).max()) + 1
     right = labels[predictions == labels]
@@ -218,7 +218,7 @@ def matthews(predictions, labels):
     by_chance = sum(p * t for p, t in zip(predicted, there))
 
     # Half of each bracket is the number of pairs whose classes differ, a whole number.  So only
-    # integers occur before the root, and two classes give the two-class formula's result to the bit.
+    # integers occur before the root, and two classes give the two-class formula to the bit.
     pairs_predicted = (total**2 - sum(p * p for p in predicted)) // 2
     pairs_there = (total**2 - sum(t * t for t in there)) // 2
     product = pairs_predicted * pairs_there
