@@ -12,9 +12,9 @@ The three contrastive losses are one formula, `contrastive_loss`, with different
 
                 anchors                   keys                              source
     SCL         h_1..h_N                  h_1..h_N                          arXiv 2011.01403
-    ACL-Embed   h_1..h_N, l_1..l_K        h_1..h_N, l_1..l_K                paper, ACL-Embed
-    ACL-CL      student's h_1..h_N        teacher's h_1..h_N, l_1..l_K      paper, ACL-CL; the
-                                                                            keys: our reading
+    ACL-Embed   h_1..h_N, l_1..l_K        h_1..h_N, l_1..l_K                abstract, second-hand
+    ACL-CL      student's h_1..h_N        teacher's h_1..h_N, l_1..l_K      abstract; the keys:
+                                                                            our reading
 
 Letters: N samples, K classes, d hidden size, A anchors, B keys; tau is the temperature.
 Formulas count from 1, indices from 0.  A loss is a float32 scalar in nats, even under
@@ -94,7 +94,7 @@ def scl_loss(h, labels, temperature):
 
 
 def acl_embed_loss(h, labels, label_embeddings, temperature):
-    """ACL-Embed: SCL over samples and label embeddings (paper, ACL-Embed; in part second-hand).
+    """ACL-Embed: SCL over samples and label embeddings (abstract; the anchors second-hand).
 
         items {h_1 .. h_N, l_1 .. l_K} with labels {y_1 .. y_N, 1 .. K}, then L_SCL over them
 
@@ -123,7 +123,7 @@ def acl_embed_loss(h, labels, label_embeddings, temperature):
 
 
 def acl_cl_loss(student_h, teacher_h, labels, teacher_label_embeddings, temperature):
-    """ACL-CL, cross-layer ACL: the teacher exit guides a student (paper, ACL-CL; our reading).
+    """ACL-CL, cross-layer ACL: the teacher exit guides a student (abstract; keys: our reading).
 
         keys sg{ h_1^M .. h_N^M, l_1^M .. l_K^M } with labels {y_1 .. y_N, 1 .. K}
         L_ACL-CL^m = mean_i  -1/|P(i)| sum_{p in P(i)} log prob(p|i)
