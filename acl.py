@@ -16,6 +16,7 @@ The three contrastive losses are one formula, `contrastive_loss`, with different
     ACL-CL      student's h_1..h_N        teacher's h_1..h_N, l_1..l_K      abstract; the keys:
                                                                             our reading
 
+Sources: abstract, the paper's words; second-hand, a summary or earlier code of one author.
 Letters: N samples, K classes, d hidden size, A anchors, B keys; tau is the temperature.
 Formulas count from 1, indices from 0.  A loss is a float32 scalar in nats, even under
 autocast.  To copy one, take the kernel above it and, for readable errors, `check` at the end.
