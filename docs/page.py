@@ -52,16 +52,16 @@ EQUATIONS = {
     "contrastive_loss": r"""
         \begin{split}
         \mathcal{L} &= \underset{a : P(a) \neq \emptyset}{\text{mean}} \; \frac{-1}{|P(a)|}
-        \sum_{p \in P(a)} \log \, p(p \mid a) \\
-        p(b \mid a) &= \frac{\exp(z_a \cdot z_b / \tau)}{\sum_c \exp(z_a \cdot z_c / \tau)}
+        \sum_{p \in P(a)} \log \mathrm{prob}(p \mid a) \\
+        \mathrm{prob}(b \mid a) &= \frac{\exp(z_a \cdot z_b / \tau)}{\sum_c \exp(z_a \cdot z_c / \tau)}
         \qquad z = \frac{x}{\lVert x \rVert}
         \end{split}""",
     "scl_loss": r"""
         \begin{split}
         \mathcal{L}_{\text{SCL}} &= \underset{i : P(i) \neq \emptyset}{\text{mean}}
         \; \frac{-1}{|P(i)|}
-        \sum_{p \in P(i)} \log \, p(p \mid i) \\
-        p(b \mid i) &= \frac{\exp(z_i \cdot z_b / \tau)}
+        \sum_{p \in P(i)} \log \mathrm{prob}(p \mid i) \\
+        \mathrm{prob}(b \mid i) &= \frac{\exp(z_i \cdot z_b / \tau)}
         {\sum_{c \neq i} \exp(z_i \cdot z_c / \tau)}
         \end{split}""",
     "acl_embed_loss": r"""
@@ -73,8 +73,8 @@ EQUATIONS = {
     "acl_cl_loss": r"""
         \begin{split}
         \mathcal{L}^m_{\text{ACL-CL}} &= \frac{1}{N} \sum_{i=1}^{N} \; \frac{-1}{|P(i)|}
-        \sum_{p \in P(i)} \log \, p(p \mid i) \\
-        p(b \mid i) &= \frac{\exp(z^m_i \cdot z_b / \tau)}
+        \sum_{p \in P(i)} \log \mathrm{prob}(p \mid i) \\
+        \mathrm{prob}(b \mid i) &= \frac{\exp(z^m_i \cdot z_b / \tau)}
         {\sum_c \exp(z^m_i \cdot z_c / \tau)} \\
         b, c &\in \text{sg} \{ h^M_1, \dots, h^M_N, \; l^M_1, \dots, l^M_K \}
         \end{split}""",
