@@ -37,7 +37,7 @@ FORMATTER = HtmlFormatter(nowrap=True)
 
 # The table of contents: an idea, what it is, its functions.
 IDEAS = [
-    ("The losses", "One kernel, other anchors and keys.", "contrastive_loss scl_loss kd_loss"),
+    ("The losses", "One kernel, different anchors and keys.", "contrastive_loss scl_loss kd_loss"),
     ("ACL-Embed", "Label embeddings are samples, too.", "acl_embed_loss"),
     ("ACL-CL", "The deepest exit guides the others.", "acl_cl_loss"),
     ("The gate", "A gradient in conflict goes.", "acl_grad apply_rule acl_grad_features"),
@@ -52,15 +52,16 @@ EQUATIONS = {
     "contrastive_loss": r"""
         \begin{split}
         \mathcal{L} &= \underset{a : P(a) \neq \emptyset}{\text{mean}} \; \frac{-1}{|P(a)|}
-        \sum_{p \in P(a)} \log \mathrm{prob}(p \mid a) \\
-        \mathrm{prob}(b \mid a) &= \frac{\exp(z_a \cdot z_b / \tau)}{\sum_c \exp(z_a \cdot z_c / \tau)}
+        \sum_{p \in P(a)} \log \, \mathrm{prob}(p \mid a) \\
+        \mathrm{prob}(b \mid a) &= \frac{\exp(z_a \cdot z_b / \tau)}
+        {\sum_c \exp(z_a \cdot z_c / \tau)}
         \qquad z = \frac{x}{\lVert x \rVert}
         \end{split}""",
     "scl_loss": r"""
         \begin{split}
         \mathcal{L}_{\text{SCL}} &= \underset{i : P(i) \neq \emptyset}{\text{mean}}
         \; \frac{-1}{|P(i)|}
-        \sum_{p \in P(i)} \log \mathrm{prob}(p \mid i) \\
+        \sum_{p \in P(i)} \log \, \mathrm{prob}(p \mid i) \\
         \mathrm{prob}(b \mid i) &= \frac{\exp(z_i \cdot z_b / \tau)}
         {\sum_{c \neq i} \exp(z_i \cdot z_c / \tau)}
         \end{split}""",
@@ -73,7 +74,7 @@ EQUATIONS = {
     "acl_cl_loss": r"""
         \begin{split}
         \mathcal{L}^m_{\text{ACL-CL}} &= \frac{1}{N} \sum_{i=1}^{N} \; \frac{-1}{|P(i)|}
-        \sum_{p \in P(i)} \log \mathrm{prob}(p \mid i) \\
+        \sum_{p \in P(i)} \log \, \mathrm{prob}(p \mid i) \\
         \mathrm{prob}(b \mid i) &= \frac{\exp(z^m_i \cdot z_b / \tau)}
         {\sum_c \exp(z^m_i \cdot z_c / \tau)} \\
         b, c &\in \text{sg} \{ h^M_1, \dots, h^M_N, \; l^M_1, \dots, l^M_K \}
