@@ -76,9 +76,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def is_missing_package(error):
-    """A package that is not installed, or one too old to have what is imported from it."""
+    """A package that is not installed, or too old to have a module that is imported from it."""
     module = getattr(error, "name", None) or ""
-    return isinstance(error, ImportError) and module.partition(".")[0] in PACKAGES
+    return isinstance(error, ModuleNotFoundError) and module.partition(".")[0] in PACKAGES
 
 
 def run_command(program, command, hint=""):

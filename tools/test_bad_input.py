@@ -174,10 +174,14 @@ def test_a_missing_package(program, tmp_path):
 
 
 def test_a_package_that_is_too_old():
-    old = ImportError("cannot import name 'x'", name="transformers.masking_utils")
+    text = "No module named 'transformers.masking_utils'"
+    old = ModuleNotFoundError(text, name="transformers.masking_utils")
     assert command_line.is_missing_package(old)
-    for other in (ImportError("no x", name="acl"), ImportError("no name"), ValueError("torch")):
-        assert not command_line.is_missing_package(other)
+
+    # A slip in one's own change keeps its traceback.
+    slips = [ModuleNotFoundError("no acll", name="acll"), ImportError("no foo", name="torch")]
+    for slip in (*slips, ValueError("torch")):
+        assert not command_line.is_missing_package(slip)
 
 
 # ----------------------------------------------------------------------------- GLUE's files
