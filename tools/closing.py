@@ -64,7 +64,10 @@ def score_line(result, majority):
 
 
 def majority_of(folder, result):
-    """The majority class's score on the first dev split, None where its labels are not there."""
+    """The majority class's score on the first dev split, None where it is not known: a run from
+    before result.json had it, without its labels."""
+    if "majority_score" in result:
+        return result["majority_score"]
     path = folder / "dev_logits.safetensors"
     if not path.is_file():
         return None

@@ -10,6 +10,7 @@ import exits
 import glue
 from tools.files import save_whole, write_json
 from tools.models import save_model
+from tools.tradeoff import majority_score
 
 WORDS = "anna boris clara david helped thanked warned and never also a fine film bore".split()
 ODD = ['he said "no', '"quoted"', "a\ttab", "two\nlines", "a\rreturn", "ends with \\", "o'clock"]
@@ -115,6 +116,7 @@ def result_of(task, logits, labels, has_gate):
         "metric": metric,
         "score": scores[-1],
         "dev": {"dev": {metric: scores[-1]}},
+        "majority_score": majority_score(labels, metric),
         "exit_scores": scores,
         "mean_exit_score": sum(scores) / len(scores),
         "steps": 4,

@@ -37,6 +37,7 @@ from tools.files import (
     write_table,
 )
 from tools.models import load_run, save_model
+from tools.tradeoff import majority_score
 
 STEP_FORMATS = {
     "ce_loss": "{:.6f}",
@@ -286,6 +287,8 @@ class Run:
             logits = self.folder / "dev_logits.safetensors"
             save_whole(safetensors.torch.save_file, dev, logits)
             save_model(model, tokenizer, self.folder)
+            labels = dev[f"{next(iter(result['dev']))}.labels"]  # of the first dev split
+            result["majority_score"] = majority_score(labels, result["metric"])
             result["seconds"] = round(self.seconds, 2)
             result["examples_per_second"] = round(result["examples"] / self.seconds, 2)
             del result["examples"]

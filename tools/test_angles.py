@@ -229,6 +229,10 @@ def test_closing_lines_of_one_exit(tmp_path):
     assert shlex.split(lines[1])[3] == str(run)
 
     (run / "dev_logits.safetensors").unlink()
+    assert closing_lines(run, result, config) == lines
+
+    # A run from before result.json had it, without its labels.
+    del result["majority_score"]
     assert closing_lines(run, result, config)[0] == f"accuracy: {result['score']:.1f}"
 
 

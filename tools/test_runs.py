@@ -257,12 +257,15 @@ def test_finish_by_hand(tmp_path):
 
     logits = F.one_hot(torch.tensor([[0, 1, 2, 1], [0, 1, 1, 1]]), 3).float()  # (2, 4, 3)
     result = runs.summary(run, mnli, args, 1, [1, 2], examples=12)
-    run.finish(model, Words(), {"dev_matched.logits": logits}, result)
+    labels = torch.tensor([2, 1, 2, 2])
+    dev = {"dev_matched.logits": logits, "dev_matched.labels": labels}
+    run.finish(model, Words(), dev, result)
     result = files.read_json(tmp_path / "result.json")
     assert not (tmp_path / "checkpoint.pt").exists()
     assert result["score"] == 50
     assert result["exit_scores"] == [75, 50]
     assert result["mean_exit_score"] == 62.5
+    assert result["majority_score"] == 75
     assert result["dev"] == {"dev_matched": {"accuracy": 50}, "dev_mismatched": {"accuracy": 2}}
     assert result["best_epoch_picked_on_dev"] == {"epoch": 2, "score": 60}
     assert result["conflict_share"] == 0.5
@@ -304,7 +307,8 @@ def test_a_steps_row_holds_numbers(task, tmp_path, monkeypatch):
     """Whoever adds a line to send it elsewhere gets numbers, None where no gate looked."""
     rows = []
     monkeypatch.setattr(runs.Run, "log_step", lambda run, row: rows.append(dict(row)))
-    monkeypatch.setattr(runs, "summary", lambda *arguments: {"examples": 1})
+    result = {"metric": "accuracy", "dev": {"dev": {}}, "examples": 1}
+    monkeypatch.setattr(runs, "summary", lambda *arguments: dict(result))
     for method in ("acl-cl", "ce"):
         call(*task, "--method", method, "--max-steps", "2", "--output", tmp_path)
     names = ["step", "epoch", "ce_loss", "acl_loss", "cosine", "angle", "kept", "lr"]
