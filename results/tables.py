@@ -414,7 +414,7 @@ def vanilla(runs):
 
 def multi(runs):
     """Each exit, the differences to ce, and how often the gate closed."""
-    runs_and_means = averaged(runs) + runs
+    runs_and_means = averaged(with_most_seeds(runs)) + runs
     return [*exit_tables(runs_and_means), *difference_tables(runs_and_means, runs_and_means),
             *task_table("Score at twice the speed, counted, entropy:", runs_and_means,
                         lambda some: show(run["twice"] for run in some)),

@@ -175,6 +175,7 @@ def test_the_summary_of_a_task_that_is_begun(tmp_path, capsys):
     text = printed(capsys, "--runs", tmp_path, "--block", "summary")
     line = next(line for line in text.splitlines() if "MPNet, 12 exits: acl-cl" in line)
     assert line.endswith("| 59.5 | 60.5±1.0 | +2.00 [-0.48, 4.48] |")
+    assert "**all**" not in printed(capsys, "--runs", tmp_path, "--block", "mpnet")
 
 
 def test_twelve_exits_take_two_tables(tmp_path, capsys):
