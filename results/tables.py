@@ -377,9 +377,9 @@ def summary(blocks):
                 cells.append(show(run["mean_exit_score"] for run in some))
             against = difference(select(means, method=method), ce_means, "mean_exit_score")
             rows.append([f"{title}: {method}", *cells, against])
-    caption = ("Accuracy (cola: Matthews' correlation) on dev, mean±sd over seeds; of several exits "
-               "their mean.  Last: paired difference to `ce` over the row's tasks that have all its "
-               "seeds, 95 % t-interval.")
+    caption = ("Accuracy (cola: Matthews' correlation) on dev, mean±sd over seeds; of several "
+               "exits their mean.  Last: paired difference to `ce` over the row's tasks that have "
+               "all its seeds, 95 % t-interval.")
     return table(caption, ["", *tasks, "difference to ce"], rows)
 
 
