@@ -312,25 +312,23 @@ MPNET_HEADS=${MPNET_HEADS:-20}  # what mpnet_head_lr settled on
 mpnet_tune() {
   local lr method
   for lr in 5e-5 1e-4; do
-    for method in ce acl-cl acl-grad kd; do
+    for method in ce acl-cl acl-grad kd scl; do
       local rates="--lr $lr --head-lr $(scaled $lr $MPNET_HEADS)"
       echo "mpnet_tune/lr$lr mrpc $method 1 $MPNET_SLICE $rates ${SETTING[$method]}"
     done
   done
 }
 
-# What mpnet_tune settled on.
-declare -A MPNET_LR=([ce]=1e-4 [kd]=1e-4 [acl-grad]=1e-4 [acl-cl]=1e-4)
+MPNET_LR=1e-4  # what mpnet_tune settled on, for every method
 
-# Whole train splits; whole comparisons first: all methods of a task and seed.
+# Whole comparisons first: all methods of a task and seed.
 mpnet() {
   local task seed method
   for task in ${TASKS:-rte mrpc}; do
     for seed in $SEEDS; do
-      for method in ce acl-cl kd acl-grad; do
-        local lr=${MPNET_LR[$method]}
-        local options="--exits all --model $MPNET --epochs ${EPOCHS[$task]}"
-        options+=" --lr $lr --head-lr $(scaled $lr $MPNET_HEADS)"
+      for method in ce acl-cl kd acl-grad scl; do
+        local options="--exits all --model $MPNET --epochs ${EPOCHS[$task]} ${SAMPLE[$task]}"
+        options+=" --lr $MPNET_LR --head-lr $(scaled $MPNET_LR $MPNET_HEADS)"
         echo "mpnet $task $method $seed $options ${SETTING[$method]}"
       done
     done

@@ -638,7 +638,11 @@ BLOCKS = {
     "vanilla": ("One exit", ON_DEV, vanilla),
     "multi": ("An exit at every layer",
               ON_DEV + "  all: mean over the tasks, seed by seed.", multi),
-    "mpnet": ("A base-size encoder, an exit at every layer", ON_DEV + "  MPNet, 12 layers.", multi),
+    "mpnet": ("A base-size encoder, an exit at every layer",
+              ON_DEV + "  MPNet, 12 layers; on a GPU.", multi),
+    "mpnet_cpu": ("The same on a CPU, as far as it went",
+                  ON_DEV + "  Independent of the table above: a seed draws other dropout masks "
+                  "there.", multi),
     "vanilla_nt-xent": ("NT-Xent instead of SupCon, one exit",
                         BESIDE_TABLE, beside),
     "multi_nt-xent": ("NT-Xent instead of SupCon, an exit at every layer",
