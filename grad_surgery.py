@@ -80,7 +80,7 @@ def acl_grad(ce_loss, acl_loss, parameters, weight):
             if p.grad is None and g is not None:
                 p.grad = weight * g
             elif g is not None:
-                p.grad = p.grad.add(g, alpha=weight)
+                p.grad.add_(g, alpha=weight)
 
     # A length of 0 means a zero gradient; then the dot product is 0 as well.
     length = (ce_squared * acl_squared) ** 0.5
