@@ -53,8 +53,8 @@ def parse_args(argv=None):
         help="h: the pooler's [CLS], or the mean of tokens (cls; demo: mean)")
     add("--exits", help="all, last, or layers such as 3,6,12 (last; acl-cl, kd: all)")
     # The method.
-    add("--weight", type=float, help="lambda of the second loss (0.1; kd: 0.5)")
-    add("--temperature", type=float, help="tau of the second loss (0.5; demo: 0.07; kd: 2)")
+    add("--weight", type=float, help="lambda of the second loss (0.1; demo: 0.02; kd: 0.5)")
+    add("--temperature", type=float, help="tau of the second loss (0.5; demo: 0.05; kd: 2)")
     add("--conflict", choices=GATES, help="gate: what a conflict does to the second gradient "
         "(none; acl-grad, acl-cl: discard)")
     add("--conflict-at", choices=("parameters", "features"), default="parameters",
@@ -95,13 +95,15 @@ def fill_defaults(args):
     is_demo = args.task == "demo"
     epochs = {"demo": 8, "rte": 8, "mrpc": 5, "cola": 5, "wnli": 5}
     lr = {"demo": 1e-3, "rte": 5e-5}
-    temperature = 2.0 if args.method == "kd" else 0.5
-    if is_demo and args.method != "kd":
-        temperature = 0.07  # so that the gate can be watched: at 0.5 hardly a step conflicts
+    weight, temperature = 0.1, 0.5
+    if is_demo:
+        weight, temperature = 0.02, 0.05  # so that the gate can be watched: few conflicts at 0.5
+    if args.method == "kd":
+        weight, temperature = 0.5, 2.0
     defaults = {
         "pooling": "mean" if is_demo else "cls",
         "exits": "all" if has_teacher else "last",
-        "weight": 0.5 if args.method == "kd" else 0.1,
+        "weight": weight,
         "temperature": temperature,
         "conflict": "discard" if has_gate else "none",
         "epochs": epochs.get(args.task, 3),

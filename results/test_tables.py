@@ -165,7 +165,7 @@ def test_readmes_table(capsys):
 
 
 def test_the_summary_of_a_task_that_is_begun(tmp_path, capsys):
-    """Its one seed stands in its column; the difference is of the task that has three."""
+    """mrpc has one seed: scores and differences are of rte, which has three."""
     for task, seeds in (("rte", (1, 2, 3)), ("mrpc", (1,))):
         for seed in seeds:
             for method, more in (("ce", 0), ("acl-cl", seed)):
@@ -173,9 +173,22 @@ def test_the_summary_of_a_task_that_is_begun(tmp_path, capsys):
                 write_run(tmp_path / "mpnet", task, method, seed, scores, model="/y/mpnet")
                 write_run(tmp_path / "multi", task, method, seed, scores[:6])
     text = printed(capsys, "--runs", tmp_path, "--block", "summary")
-    line = next(line for line in text.splitlines() if "MPNet, 12 exits: acl-cl" in line)
-    assert line.endswith("| 59.5 | 60.5±1.0 | +2.00 [-0.48, 4.48] |")
+    assert "| ce |  | 55.5±0.0 | 58.5±0.0 |" in text
+    assert "| acl-cl |  | +2.00 [-0.48, 4.48] | +2.00 [-0.48, 4.48] |" in text
     assert "**all**" not in printed(capsys, "--runs", tmp_path, "--block", "mpnet")
+
+
+def test_the_summary_is_of_the_means_over_tasks(tmp_path, capsys):
+    """Seed by seed: ce 55 and 65, 60 and 70; scl is 2 above it on one task, 4 below on another."""
+    for seed in (1, 2):
+        for task, more in (("rte", 2), ("mrpc", -4)):
+            score = 50 + 5 * seed + 10 * (task == "mrpc")
+            write_run(tmp_path / "vanilla", task, "ce", seed, [score])
+            write_run(tmp_path / "vanilla", task, "scl", seed, [score + more])
+    text = printed(capsys, "--runs", tmp_path, "--block", "summary")
+    assert "| ce | 62.5±3.5 |  |  |" in text
+    assert "| scl | -1.00 [-1.00, -1.00] |  |  |" in text
+    assert "| majority class | 60.5 |  |  |" in text  # of rte's 52.7 and mrpc's 68.4
 
 
 def test_twelve_exits_take_two_tables(tmp_path, capsys):

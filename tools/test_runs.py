@@ -1006,7 +1006,7 @@ def seconds_of_commands():
 
 
 def default_in(text, option, task, method):
-    """The default that --help gives in brackets, such as (0.5; demo: 0.07; kd: 2); the last name
+    """The default that --help gives in brackets, such as (0.5; demo: 0.05; kd: 2); the last name
     that fits counts."""
     meaning = text.split(f" --{option} ")[-1]
     value, *others = re.search(r"\(([^()]+)\)", meaning).group(1).split("; ")
