@@ -378,17 +378,19 @@ ablate() {
   done
 }
 
-# Every rule where gradients do conflict: the demo with its defaults, and SCL in one epoch of RTE at
-# the pilot's temperature.  observe is the plain sum, its angle measured.
+# Every rule where gradients do conflict: the demo, with more of the contrastive loss than by
+# default, and SCL in one epoch of RTE at the pilot's temperature.  observe is the plain sum, its
+# angle measured.
 gate() {
   local seed rule
+  local demo="--weight 0.1 --temperature 0.07"
   local rte="--exits last --epochs 1 --lr 1e-4 --weight 0.5 --temperature 0.1"
   for seed in ${GATE_SEEDS:-1 2 3 4 5}; do
     echo "gate/ce demo ce $seed"
     echo "gate/all-exits demo ce $seed --exits all"
     for rule in observe discard project weigh; do
-      echo "gate/$rule demo acl-grad $seed --conflict $rule"
-      echo "gate/$rule demo acl-cl $seed --exits all --conflict $rule"
+      echo "gate/$rule demo acl-grad $seed $demo --conflict $rule"
+      echo "gate/$rule demo acl-cl $seed $demo --exits all --conflict $rule"
     done
   done
   for seed in ${GATE_SEEDS:-1 2 3 4 5}; do

@@ -666,8 +666,8 @@ BLOCKS = {
              "Score of the deepest exit on dev, at the end and its mean over the epochs (who "
              "learns earlier has more), of which the differences are; observe: the plain sum; "
              "conflicts: steps over 90 degrees; kept: mean length of what was added over that of "
-             "the gradient.  The demo with its defaults; RTE: one epoch, one exit, weight 0.5, "
-             "temperature 0.1.", gate),
+             "the gradient.  The demo: weight 0.1, temperature 0.07; RTE: one epoch, one exit, "
+             "weight 0.5, temperature 0.1.", gate),
     "few": ("Few samples",
             "1,000 samples of SST-2's train split, 6 epochs, scored on the 2,000 after them; "
             "acl-grad with weight 0.1, temperature 0.5.", few),
