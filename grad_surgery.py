@@ -119,12 +119,16 @@ def apply_rule(ce_loss, acl_loss, parameters, weight, rule):
     weigh [1.0, 0.0]
     """
     check(weight, rule, GRADIENT_RULES, ce_loss=ce_loss, acl_loss=acl_loss)
+
+    # Both gradients, as in acl_grad: g_CE in .grad, and g_ACL.
     parameters = trainable(parameters)
-    g_ce = torch.autograd.grad(ce_loss, parameters, retain_graph=True, allow_unused=True)
+    for p in parameters:
+        p.grad = None
+    ce_loss.backward(inputs=parameters, retain_graph=True)
     g_acl = torch.autograd.grad(acl_loss, parameters, allow_unused=True)
 
     # The angle, over the parameters that both losses reach.
-    pairs = zip(g_ce, g_acl)
+    pairs = [(p.grad, g) for p, g in zip(parameters, g_acl)]
     products = inner_products([(a, b) for a, b in pairs if a is not None and b is not None])
     factor = factor_of(products, rule)
 
@@ -135,18 +139,15 @@ def apply_rule(ce_loss, acl_loss, parameters, weight, rule):
         removed = dot / ce_squared
 
     # With a factor of 0 the term is left out, not multiplied by 0: 0 * NaN is NaN.
-    for p, a, b in zip(parameters, g_ce, g_acl):
-        g = a
-        if a is not None and b is not None and removed != 0:
-            g = a * (1 - weight * removed)
-        if b is not None and factor != 0:
-            share = weight * factor
-            g = share * b if a is None else g.add(b, alpha=share)
-
-        # One tensor may be the gradient of two parameters: clipping would scale it twice.
-        if a is not None and g is a:
-            g = a.clone()
-        p.grad = g
+    for p, g in zip(parameters, g_acl):
+        if g is None or factor == 0:
+            continue
+        if p.grad is None:
+            p.grad = weight * factor * g
+            continue
+        if removed != 0:
+            p.grad.mul_(1 - weight * removed)
+        p.grad.add_(g, alpha=weight * factor)
     return cosine_of(products)
 
 
