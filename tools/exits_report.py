@@ -11,7 +11,7 @@ import torch
 
 import glue
 from exits import exit_indices
-from tools import comparison, machine, tradeoff
+from tools import comparison, encoders, machine, tradeoff
 from tools.command_line import InputError
 from tools.files import mean_sd, write_table
 from tools.models import load_run as load_model
@@ -348,6 +348,7 @@ class Job:
         if args.clock:
             with waiting(f"loading the model of {run.folder}"):
                 self.loaded = load_model(run.folder)
+            encoders.check_layers(self.loaded.model)
 
 
 def choose(args, run):

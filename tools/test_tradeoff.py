@@ -627,6 +627,15 @@ def test_bad_runs_are_one_line_status_2_and_nothing_written(name, run, tmp_path,
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
+def test_a_clock_that_cannot_walk_says_so_before_the_table(tmp_path, capsys):
+    folder = make_run(tmp_path / "run", make_data(tmp_path / "data"), kind="distilbert")
+    setting = ["--rule", "entropy", "--threshold", "0.5"]
+    status, printed, errors = outcome(exits_command.main, [folder, "--clock", *setting], capsys)
+    assert (status, printed) == (2, "")
+    assert "cannot walk the layers of this distilbert encoder" in errors
+    assert not (folder / "clock.csv").exists()
+
+
 BAD_OPTIONS = {  # name: (options, word that the message must have)
     "unknown rule": (["--rule", "guess"], "guess"),
     "threshold above 1": (["--clock", "--rule", "entropy", "--threshold", "1.5"], "threshold"),
