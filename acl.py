@@ -19,7 +19,7 @@ The three contrastive losses are one formula, `contrastive_loss`, with different
 Sources: abstract, the paper's words; second-hand, a summary or earlier code of one author.
 Letters: N samples, K classes, d hidden size, A anchors, B keys; tau is the temperature.
 Formulas count from 1, indices from 0.  A loss is a float32 scalar in nats, even under
-autocast.  To copy one, take the kernel above it and, for readable errors, `check` at the end.
+autocast.  To copy one, take the kernel (with `unit`) and `check` along, or leave its call out.
 """
 
 import torch
@@ -34,8 +34,9 @@ def contrastive_loss(anchors, keys, positive, temperature, exclude_self=False):
 
         z = x / ||x||
         log_prob(b|a) = z_a.z_b / tau - log sum_{b'} exp(z_a.z_b' / tau)
-        L = mean over anchors a with a positive of  -1/|P(a)| sum_{p in P(a)} log_prob(p|a)
+        L = mean_a  -1/|P(a)| sum_{p in P(a)} log_prob(p|a)     over anchors that have a positive
 
+    P(a): a's positives, the keys of its class.
     anchors (A, d), keys (B, d); positive (A, B) bool, True where key b is in P(a).
     exclude_self: the keys are the anchors, and no anchor is its own key.  Without any positive
     the loss is 0 (with a graph), not NaN.

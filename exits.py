@@ -119,10 +119,11 @@ def token_mask(batch):
 
 # ------------------------------------------------------------------------------ the rules
 #
-# A rule says who may leave now.  It sees the logits (m, n, K) of the m exits passed so far and
-# of the n samples still inside, and returns (n,) bool.  functools.partial(entropy,
-# threshold=0.3) fills in its setting.  It needs logits, not probabilities.  Exits come first, then
-# samples; nothing can check that: (n, m, K) by mistake gives a wrong answer, not an error.
+# A rule says who may leave now.  It sees the logits (m, n, K) of the m exits passed so far, this
+# one the last of them, and of the n samples still inside, and returns (n,) bool.
+# functools.partial(entropy, threshold=0.3) fills in its setting.  It needs logits, not
+# probabilities.  Exits come first, then samples; nothing can check that: (n, m, K) by mistake
+# gives a wrong answer, not an error.
 
 
 def entropy(logits, threshold):

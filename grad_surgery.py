@@ -90,9 +90,9 @@ def acl_grad(ce_loss, acl_loss, parameters, weight):
 # ------------------------------------------------------------------- not the paper's
 #
 # Other rules for the same two gradients, and the test at a place where it costs next to nothing.
-# A backward takes as long as two forwards.  So with any rule, a step with two backwards takes
-# (1 + 2 + 2) / (1 + 2) = 1.67 times a plain step.  The test at the representations needs one
-# backward: about 1.0 times a plain step.
+# A backward takes about as long as two forwards.  So with any rule, a step with two backwards
+# should take (1 + 2 + 2) / (1 + 2) = 1.67 times a plain step.  The test at the representations
+# needs one backward: about 1.0 times.  Measured: benchmarks/README.md.
 
 GRADIENT_RULES = {
     "observe": "keep everything: the plain sum, its angle measured (the paper's pilot)",

@@ -276,7 +276,8 @@ def train_one(args, seed, task, splits, model, tokenizer, device, run):
             batch = batch.to(device)
             ce_loss, acl_loss, cosines = training_step(args, model, batch, weight, bf16)
 
-            # Three numbers in one transfer, since each transfer waits for the device.
+            # The gradient's length is cut to 1, as BERT's fine-tuning does (our reading).  Three
+            # numbers in one transfer, since each transfer waits for the device.
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             ce_loss, acl_loss, norm = torch.stack([ce_loss, acl_loss, norm]).tolist()
             processes.check_finite(step, ce_loss, acl_loss, norm)
@@ -298,7 +299,9 @@ def train_one(args, seed, task, splits, model, tokenizer, device, run):
         dev, rows = evaluate(model, task, splits, tokenizer, device)
         run.log_exits([{"epoch": epoch, **row} for row in rows])
         run.save(model, optimizer, schedule, step)
-        processes.say(closing.epoch_line(epoch, args.epochs, task.metrics[0], rows))
+        is_whole = step % steps_per_epoch == 0  # --max-steps may end within an epoch
+        when = f"epoch {epoch}/{args.epochs}" if is_whole else f"step {step}"
+        processes.say(closing.epoch_line(when, task.metrics[0], rows))
 
     # A run killed after its last epoch but before the end: only evaluation is left.
     if dev is None:

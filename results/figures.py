@@ -20,7 +20,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import matplotlib
+try:
+    import matplotlib
+except ImportError:
+    sys.stderr.write("figures.py: no matplotlib; run pip install -r results/requirements.txt\n")
+    sys.exit(2)
 
 matplotlib.use("Agg")  # draws files, needs no screen
 import matplotlib.pyplot as plt
@@ -78,7 +82,7 @@ def read_config(folder):
         config = read_json(Path(folder) / "config.json")
         config["task"], config["method"], config["seed"]
     except (OSError, KeyError, TypeError, ValueError) as error:
-        problem = type(error).__name__
+        problem = type(error).__name__ if Path(folder).exists() else "there is no such folder"
         raise InputError(f"{folder} is no run: no whole config.json ({problem})") from None
     return config
 
@@ -233,7 +237,7 @@ def tradeoff(args):
     alone: a Pareto front would be picked on dev.  A line ends where some run has no setting that
     fast.
     """
-    kinds = by_label(args.runs)
+    kinds = by_label(with_early_exit(args.runs))
     rules = [args.rule] if args.rule else list(EXIT_RULES)
     speeds = [1 + i / 20 for i in range(61)]
     down, across = math.ceil(len(rules) / 2), min(len(rules), 2)
@@ -258,6 +262,19 @@ def tradeoff(args):
     figure.supylabel(f"{task}, dev {metric}, mean ± sd (seeds)", fontsize=9)
     legend(figure, panels[0, 0], "upper")
     return figure
+
+
+def with_early_exit(folders):
+    """Without the runs of one exit, which are named.  Raises InputError where no other is left."""
+    kept = []
+    for folder in folders:
+        if len(read_config(folder).get("exit_layers", [])) == 1:
+            print(f"left out {folder}: it has one exit (train it with --exits all)")
+        else:
+            kept.append(folder)
+    if not kept:
+        raise InputError("none of these runs has several exits; train one with --exits all")
+    return kept
 
 
 def tradeoff_of(folder):

@@ -69,8 +69,10 @@ job() {
   if [ "${1:-}" = --change ]; then
     program="results/variants.py $2"; shift 2
   fi
-  if ! python $program --task "$task" --method "$method" --seeds "$seed" --data data \
-      --model "$MODEL" --pooling mean --output "runs/$folder" --resume \
+  local from="--data data --model $MODEL --pooling mean"
+  [ "$task" = demo ] && from=""  # it makes its own
+  if ! python $program --task "$task" --method "$method" --seeds "$seed" $from \
+      --output "runs/$folder" --resume \
       $(heads_rate "$@") "$@" >"$log" 2>&1; then
     echo "FAILED: $log"
     return

@@ -375,9 +375,9 @@ def summary(blocks):
         for block, runs in means.items():
             cells.append(difference(select(runs, method=method), ce[block], "mean_exit_score"))
         rows.append([method, *cells])
-    caption = ("Accuracy (cola: Matthews' correlation) on dev, mean over the tasks, of several "
-               "exits their mean too; ce: mean±sd over seeds; the others: paired difference to "
-               "ce, 95 % t-interval.")
+    caption = ("Accuracy (cola: Matthews' correlation) on dev, mean over tasks and exits.  ce: "
+               "mean±sd over seeds.  The others: paired difference to ce, 95 % t-interval.  Empty: "
+               "not run, or it needs several exits.")
     return table(caption, ["", *columns.values()], rows)
 
 

@@ -68,7 +68,7 @@ def test_bad_input(tmp_path, capsys):
         (["angles", tmp_path / "nowhere"], "nowhere is no run"),
         (["angles", ce], "no angle was measured"),
         (["groups", ce], "conflict-groups"),
-        (["tradeoff", alone], "tradeoff.csv is missing"),
+        (["tradeoff", alone], "none of these runs has several exits"),
         (["space", ce, "--exit", "7"], "no exit 7"),
         (["angles", SCL, "--output", tmp_path / "picture"], "ends in .png"),
         (["space", ce], "--exit"),
@@ -160,6 +160,12 @@ def test_tradeoff_of_ones_own_runs(tmp_path):
         folders.append(folder)
     assert draw("tradeoff", *folders) == 0
     assert (tmp_path / "tradeoff_mine.png").stat().st_size > 10_000
+
+
+def test_tradeoff_leaves_out_runs_of_one_exit(tmp_path, capsys):
+    one_exit = RUNS / "vanilla" / "rte_ce_1"
+    assert draw("tradeoff", one_exit, RUNS / "multi" / "rte_ce_1") == 0
+    assert f"left out {one_exit}: it has one exit" in capsys.readouterr().out
 
 
 def test_share_below_0_by_hand():

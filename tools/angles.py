@@ -111,7 +111,7 @@ def load_angles(folder, config=None):
     except PermissionError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except (OSError, KeyError, TypeError, ValueError) as error:
-        problem = type(error).__name__
+        problem = type(error).__name__ if path.parent.exists() else "there is no such folder"
         raise InputError(f"{folder} is no run with a whole steps.csv ({problem})") from None
     if not by_epoch and (config or {}).get("method") == "ce":
         raise InputError(f"{folder} measured no angles: ce has one gradient, and no second one "

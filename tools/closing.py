@@ -16,17 +16,17 @@ def first_line(folder, count, model, device, bf16):
     return f"{folder}: {count} samples, exits {model.exit_layers}, {where}, {precision}"
 
 
-def epoch_line(epoch, epochs, metric, rows):
+def epoch_line(when, metric, rows):
     """'epoch 3/8  dev accuracy by exit: 71.0 80.2  mean 75.6', of the first dev split.
 
-    rows: what train.evaluate returns, a dict for each dev split and exit.
+    when: 'epoch 3/8'; rows: what train.evaluate returns, a dict for each dev split and exit.
     """
     scores = [row[metric] for row in rows if row["split"] == rows[0]["split"]]
     by_exit = " ".join(f"{score:.1f}" for score in scores)
     if len(scores) == 1:
-        return f"epoch {epoch}/{epochs}  dev {metric}: {by_exit}"
+        return f"{when}  dev {metric}: {by_exit}"
     mean = statistics.mean(scores)
-    return f"epoch {epoch}/{epochs}  dev {metric} by exit: {by_exit}  mean {mean:.1f}"
+    return f"{when}  dev {metric} by exit: {by_exit}  mean {mean:.1f}"
 
 
 def closing_lines(folder, result, config):

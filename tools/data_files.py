@@ -582,7 +582,7 @@ def choose_classes(table):
         classes = table.class_names
     if not 2 <= len(classes) <= MOST_CLASSES:
         shown = ", ".join(classes[:3])[:80]
-        raise InputError(f"{table.path}: the column label has {len(classes)} different values "
+        raise InputError(f"{table.path}: the column label has {len(classes)} different value(s) "
                          f"({shown}, ..); it takes 2 to {MOST_CLASSES} classes")
     return tuple(classes)
 

@@ -18,7 +18,7 @@ from tools.models import load_run as load_model
 from tools.progress import waiting
 from tools.tradeoff import NO_LOGITS, SPEEDS, at_speedup, make_rule
 
-ONE_EXIT = "no early exit from its one exit (train it with --exits all)"
+ONE_EXIT = "of the speed-ups alone: one exit (train it with --exits all)"
 
 # Methods beside each other in the table of exits; more of them start another table.
 COLUMNS = 6
@@ -186,9 +186,9 @@ def print_one(run, rules):
     # How to read it, by its own numbers.
     twice = at_speedup(run.rows, rules[0], 2)
     if twice:
-        print(f"\nTwice as fast: samples leave after layer {twice['mean_exit_layer']:.1f} of "
-              f"{run.layers[-1]} on average, and the score is\n{twice['score']:.1f} instead of the "
-              f"full model's {run.result['score']:.1f}.")
+        print(f"\nTwice as fast, counted in layers (by the clock: --clock): samples leave after layer\n"
+              f"{twice['mean_exit_layer']:.1f} of {run.layers[-1]} on average, and the score is "
+              f"{twice['score']:.1f} instead of the full model's {run.result['score']:.1f}.")
 
 
 def print_row(name, score, layer=None, speedup=None):
@@ -342,6 +342,7 @@ class Job:
         setting = choose(args, run)
         self.setting = setting
         self.rule = make_rule(**setting)
+        tradeoff.check_early(self.rule, len(run.layers))
         self.text = setting_text(setting)
         self.split = tradeoff.dev_split(run.folder, run.config, run.result, run.labels)
         self.loaded = None

@@ -16,6 +16,10 @@ def check_options(args, p):
         p.error(f"--weight must be 0 to 1 for scl, which mixes, not {args.weight}")
     if args.max_length < 8:
         p.error(f"--max-length must be 8 or more, not {args.max_length}")
+    if args.task == "demo" and (args.data, args.model) != (p.get_default("data"),
+                                                           p.get_default("model")):
+        p.error("--task demo makes its own data and encoder: leave out --data and --model, or "
+                "choose another --task")
     if args.method == "ce" and args.conflict != "none":
         p.error("--conflict needs a second loss: choose another method than ce")
     if args.conflict_at == "features" and args.method == "kd":
@@ -23,7 +27,7 @@ def check_options(args, p):
     if args.conflict_at == "features" and args.conflict in ("none", "project"):
         p.error("--conflict-at features needs --conflict observe, discard or weigh")
     if not args.students_embed and args.method != "acl-cl":
-        p.error("--no-students-embed is for --method acl-cl, which alone has students of its own")
+        p.error("--no-students-embed is for --method acl-cl, whose students have an ACL-Embed")
     if args.predict and args.holdout:
         p.error("--predict needs the test split, which --holdout leaves out")
     if len(set(args.seeds)) < len(args.seeds):

@@ -19,7 +19,7 @@ from tools.exits_report import Shown, choose, setting_text, with_texts
 from tools.files import write_table
 from tools.models import load_run, predict
 from tools.progress import Progress, waiting
-from tools.tradeoff import make_rule
+from tools.tradeoff import check_early, make_rule
 
 
 def run(args):
@@ -37,6 +37,8 @@ def run(args):
         loaded = load_run(folder)
     machine.pick_threads(loaded.config["task"])
     loaded.model.to(device)
+    if rule is not None:
+        check_early(rule, len(loaded.model.exit_layers))
     check_walk(loaded.model, rule)
     print(f"{folder}: {text}", file=sys.stderr)
 
@@ -167,7 +169,7 @@ def classify_file(loaded, rule, samples, batch_size, output):
 
     separator = "\t" if output.suffix.lower() == ".tsv" else ","
     write_table(rows, output, sep=separator, float_format="%.4f")
-    print_summary(loaded, rows)
+    print_summary(loaded, rows, has_rule=rule is not None)
     print(f"wrote {output}")
 
 
@@ -187,8 +189,8 @@ def row_of(prediction, milliseconds):
     }
 
 
-def print_summary(loaded, rows):
-    """What came out, in two lines."""
+def print_summary(loaded, rows, has_rule):
+    """What came out, in two lines, and a third where a rule let nobody leave."""
     layers = [row["exit_layer"] for row in rows]
     mean = sum(layers) / len(layers)
     deepest = loaded.model.exit_layers[-1]
@@ -198,6 +200,9 @@ def print_summary(loaded, rows):
     counts = Counter(row["prediction"] for row in rows).most_common()
     shown = ", ".join(f"{label} {count}" for label, count in counts[:8])
     print(shown + (", .." if len(counts) > 8 else ""))
+    if has_rule and mean == deepest:
+        print("no sample left early; without --threshold and --patience the rule takes the setting "
+              "next above 2x on dev")
 
 
 # ------------------------------------------------------------------------- the terminal

@@ -118,7 +118,7 @@ def test_grad_surgery_command(tmp_path, capsys, monkeypatch):
     argv = [*DEMO, "--max-steps", "12", "--output", tmp_path]
     assert call_train(argv) == 0
     run = tmp_path / "demo_acl-cl_1"
-    capsys.readouterr()
+    assert "\nstep 12  dev accuracy by exit: " in capsys.readouterr().out  # of 16 in an epoch
     monkeypatch.setattr(sys, "argv", ["grad_surgery.py", str(run)])
     with pytest.raises(SystemExit) as stop:
         sys.exit(angles_command.main())
@@ -186,7 +186,7 @@ def test_committed_runs(capsys):
 
 
 BAD = {  # name: (folder -> what is made of it, word that the message must have)
-    "angles of no run": (lambda folder: None, "steps.csv"),
+    "angles of no run": (lambda folder: None, "there is no such folder"),
     "angles never measured": (lambda folder: steps(folder, [(1, 1, "")]), "--conflict observe"),
     "an angle that is no number": (lambda folder: steps(folder, [(1, 1, "x")]), "steps.csv"),
     "a torn config": (lambda folder: (steps(folder, [(1, 1, 80)]) / "config.json").write_text("{"),

@@ -678,7 +678,7 @@ def test_many_classes(classes, tmp_path):
     assert set(splits["train"]["label"]) == set(range(classes))
     more = [(f"text {i}", i) for i in range(151)]
     line = refusal("mine", str(write_own(tmp_path / "b.csv", more)))
-    assert "151 different values" in line and "2 to 150 classes" in line
+    assert "151 different value(s)" in line and "2 to 150 classes" in line
 
 
 @pytest.mark.parametrize("columns, expected, left_out", [
@@ -877,9 +877,9 @@ BAD = {     # name: (folder -> task and data, a word that the message must have)
     "own: semicolons": (own("text;label\na;x\n"), "no column label; found 'text;label'"),
     "own: no text column": (own("id,label\n1,x\n2,y\n"), "no text column"),
     "own: two columns of one name": (own("text,text,label\na,b,x\n"), "line 1: two columns"),
-    "own: one class": (own("text,label\na,x\nb,x\n"), "1 different values (x"),
+    "own: one class": (own("text,label\na,x\nb,x\n"), "1 different value(s) (x"),
     "own: numbers of a regression": (
-        own("text,label\n" + "".join(f"a,{i / 7}\n" for i in range(999))), "999 different values"),
+        own("text,label\n" + "".join(f"a,{i / 7}\n" for i in range(999))), "999 different value(s)"),
     "own: one number in two spellings": (own("text,label\na,1\nb,1.0\nc,2\n"), "1 and 1.0"),
     "own: a missing text": (own("text,label\na,x\n,y\n"), "line 3: the text text is missing"),
     "own: a text of spaces": (own("text,label\na,x\n  ,y\n"), "line 3: the text text is missing"),

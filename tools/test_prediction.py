@@ -328,6 +328,16 @@ def test_ends_of_input(typed, two_texts, capsys, monkeypatch):
     assert "type question, a tab, sentence and Enter" in errors
 
 
+def test_a_rule_that_lets_nobody_leave_is_said(one_text, capsys):
+    run, data = one_text
+    strict = ["--rule", "entropy", "--threshold", "0"]
+    printed, _ = predict(run, data / "dev.csv", *strict, capsys=capsys)
+    assert "no sample left early; without --threshold" in printed
+    (data / "dev_predictions.tsv").unlink()
+    printed, _ = predict(run, data / "dev.csv", capsys=capsys)
+    assert "no sample left early" not in printed
+
+
 # ------------------------------------------------------------------------------ bad input
 
 
@@ -360,6 +370,8 @@ BAD = {  # name: (file name, its bytes or None for no file, options, word of the
     "a short row": ("new.tsv", b"question\tsentence\na\n", [], "line 2"),
     "threshold of the wrong rule": ("new.txt", b"a\tb\n", ["--rule", "patience", "--threshold",
                                                             "0.5"], "patience"),
+    "more patience than exits": ("new.txt", b"a\tb\n", ["--rule", "patience", "--patience", "9"],
+                                 "smaller --patience"),
     "threshold above 1": ("new.txt", b"a\tb\n", ["--threshold", "2"], "threshold"),
     "output without a folder": ("new.txt", b"a\tb\n", ["--output", "no/such/out.tsv"], "no/such"),
     "output of another kind": ("new.txt", b"a\tb\n", ["--output", "out.xlsx"], ".tsv or .csv"),

@@ -115,8 +115,10 @@ def test_acl_grad_in_a_cnns_loop():
 def test_a_rule_and_keys_of_ones_own():
     """The rule answers like any other; the keys' diff applies to acl_cl_loss as it stands."""
     rule_part, keys_part = DIFFS[1:]
+    function, setting = added(rule_part).split(" # tools/exits_command.py, EXIT_RULES\n".lstrip())
     names = {"torch": torch}
-    exec(added(rule_part), names)
+    exec(function, names)
+    assert eval("{" + setting + "}") == {"margin": ("threshold",)}
     logits = torch.tensor([[[0.2, 0.0], [5.0, 0.0]], [[0.0, 3.0], [5.0, 0.0]]])
     rule = functools.partial(names["margin"], threshold=2.0)
     assert exits.exit_indices(logits, rule).tolist() == [1, 0]

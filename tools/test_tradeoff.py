@@ -306,7 +306,7 @@ def test_one_exit(tmp_path, data, capsys):
     run = make_run(tmp_path / "mine_ce_1", data, method="ce", exits_at="last")
     printed = report([run, "--all"], capsys)
     assert "entropy at" not in printed
-    assert "no early exit from its one exit" in printed
+    assert "of the speed-ups alone: one exit" in printed
     assert line_of(printed, "majority class") == ["72.5"]
     assert not (run / "tradeoff.csv").exists()
 
@@ -355,7 +355,7 @@ def test_the_natural_comparison(tmp_path, data, capsys):
     assert line_of(printed, "1  ")[:4] == ["-"] * 4
     assert line_of(printed, "mean")[:4] == ["-"] * 4
     assert line_of(printed.split("exit at layer")[1], "majority class") == ["72.5"] * 6
-    assert "mine_acl-embed_1 and 7 others: no early exit from its one exit" in printed
+    assert "mine_acl-embed_1 and 7 others: of the speed-ups alone: one exit" in printed
     assert max(map(len, printed.replace(str(tmp_path), "runs").splitlines())) <= 100
 
 
@@ -625,6 +625,21 @@ def test_bad_runs_are_one_line_status_2_and_nothing_written(name, run, tmp_path,
     assert len(lines) == 1 and word in lines[0]
     assert "Traceback" not in errors
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_rule_that_exits_py_lacks(monkeypatch):
+    monkeypatch.setitem(tradeoff.EXIT_RULES, "margin", ("threshold",))
+    with pytest.raises(InputError, match="exits.py has no function margin"):
+        tradeoff.make_rule("margin", 2.0)
+
+
+def test_a_setting_with_which_nobody_can_leave_early():
+    """Of 3 exits the last always answers: patience needs 2 exits, and one more to agree."""
+    tradeoff.check_early(tradeoff.make_rule("patience", patience=1), 3)
+    tradeoff.check_early(tradeoff.make_rule("pcee", 0.0, 2), 3)
+    for rule in (tradeoff.make_rule("patience", patience=2), tradeoff.make_rule("pcee", 0.0, 3)):
+        with pytest.raises(InputError, match="before the last of the run's 3 exits"):
+            tradeoff.check_early(rule, 3)
 
 
 def test_a_clock_that_cannot_walk_says_so_before_the_table(tmp_path, capsys):

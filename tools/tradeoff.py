@@ -41,6 +41,8 @@ def make_rule(rule, threshold=None, patience=None):
     for name, value in settings.items():
         if value is None:
             raise InputError(f"rule {rule} needs a {name}")
+    if not hasattr(exits, rule):
+        raise InputError(f"exits.py has no function {rule}, which EXIT_RULES names")
 
     # The rule itself knows which settings make sense: it says so of any logits.
     filled_in = functools.partial(getattr(exits, rule), **settings)
@@ -49,6 +51,16 @@ def make_rule(rule, threshold=None, patience=None):
     except ValueError as error:
         raise InputError(f"rule {rule}: {error}") from None
     return filled_in
+
+
+def check_early(rule, num_exits):
+    """InputError where even a sample of which every exit is sure could not leave early."""
+    if num_exits == 1:
+        return
+    sure = torch.tensor([1e4, -1e4]).expand(num_exits - 1, 1, 2)
+    if not rule(sure).item():
+        raise InputError(f"with this setting no sample can leave before the last of the run's "
+                         f"{num_exits} exits; choose a smaller --patience")
 
 
 # ------------------------------------------------------------------------- a run's files
