@@ -15,6 +15,7 @@ whose model is still there.
 import math
 import statistics
 import sys
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,7 +36,7 @@ import exits
 import glue
 from tools import demo, models
 from tools.command_line import InputError, Parser, run_command
-from tools.files import read_csv, read_json
+from tools.files import errors_that_name, read_csv, read_json
 from tools.geometry import geometry
 from tools.tradeoff import EXIT_RULES, at_speedup, dev_split, load_run, read_tradeoff, task_of
 from train import METHODS
@@ -96,12 +97,18 @@ def by_label(folders):
         twins = {f: config for f, config in configs.items() if config["method"] == method}
         told = [name for name in OPTIONS if differs(name, twins.values())]
         for folder, config in twins.items():
-            label = ", ".join([method, *(f"{name} {config.get(name)}" for name in told)])
+            label = ", ".join([method, *(f"{name} {value_of(name, config)}" for name in told)])
             labels.setdefault(label, []).append(folder)
     if set(labels) <= set(COLOURS):
         return {label: (COLOURS[label], labels[label]) for label in labels}
     colours = many_colours(len(labels), tuple(COLOURS.values()))
     return {label: (colour, labels[label]) for label, colour in zip(labels, colours)}
+
+
+def value_of(option, config):
+    """An option's value, for a label: of an encoder's path the last part."""
+    value = config.get(option)
+    return Path(value).name if option == "model" else value
 
 
 def differs(option, configs):
@@ -119,6 +126,8 @@ def many_colours(count, first_choice):
 def legend(figure, axes, place):
     """Outside, above or below all panels, in as many columns as fit (16 letters an inch)."""
     handles, labels = axes.get_legend_handles_labels()
+    widest = int(14 * figure.get_figwidth()) - 7  # a longer label is broken
+    labels = [textwrap.fill(label, widest) for label in labels]
     longest = max(len(label) for label in labels)
     columns = int(16 * figure.get_figwidth() / (longest + 7))
     columns = min(max(columns, 1), len(labels))
@@ -237,7 +246,11 @@ def tradeoff(args):
     alone: a Pareto front would be picked on dev.  A line ends where some run has no setting that
     fast.
     """
-    kinds = by_label(with_early_exit(args.runs))
+    runs = with_early_exit(args.runs)
+    tasks = {read_config(folder)["task"] for folder in runs}
+    if len(tasks) > 1:
+        raise InputError(f"runs of several tasks ({', '.join(sorted(tasks))}): draw one at a time")
+    kinds = by_label(runs)
     rules = [args.rule] if args.rule else list(EXIT_RULES)
     speeds = [1 + i / 20 for i in range(61)]
     down, across = math.ceil(len(rules) / 2), min(len(rules), 2)
@@ -428,11 +441,13 @@ def draw(args):
     if path.suffix[1:] not in kinds:
         raise InputError(f"--output {path}: a picture's name ends in .png or .svg")
     figure = args.draw(args)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with errors_that_name(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
 
     # Neither date nor version in the file, so that redrawing changes nothing.
     metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
-    figure.savefig(path, dpi=110, metadata=metadata if path.suffix in (".svg", ".png") else None)
+    with errors_that_name(path):
+        figure.savefig(path, dpi=110, metadata=metadata)
     plt.close("all")
     print(path)
 

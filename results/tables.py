@@ -376,8 +376,8 @@ def summary(blocks):
             cells.append(difference(select(runs, method=method), ce[block], "mean_exit_score"))
         rows.append([method, *cells])
     caption = ("Accuracy (cola: Matthews' correlation) on dev, mean over tasks and exits.  ce: "
-               "mean±sd over seeds.  The others: paired difference to ce, 95 % t-interval.  Empty: "
-               "not run, or it needs several exits.")
+               "mean±sd over seeds.  The others: paired difference to ce, 95 % t-interval.  "
+               "Empty: not run, or it needs several exits.")
     return table(caption, ["", *columns.values()], rows)
 
 
@@ -557,9 +557,10 @@ def settings(runs):
 def tune(runs):
     """Mean over exits of every setting; bold: what was chosen."""
     tasks = tasks_of(runs)
+    common = [task for task in tasks if tuned_by_all(runs, task)]
     rows = []
     for method in methods_of(runs):
-        scores = tuning_scores(select(runs, method=method), tasks)
+        scores = tuning_scores(select(runs, method=method), common)
         chosen = choose(scores, tasks)
         for setting in sorted(scores):
             rate, weight, temperature = (f"{value:g}" for value in setting)
@@ -574,17 +575,21 @@ def tune(runs):
 
 
 def tuning_scores(runs, tasks):
-    """{(lr, weight, temperature): {task: score}} of one method; "all", the mean over the tasks
-    that the method has, where none is missing."""
+    """{(lr, weight, temperature): {task: score}} of one method; "all", the mean over `tasks`,
+    where none is missing."""
     scores = {}
     for run in runs:
         setting = tuple(run["config"][name] for name in ("lr", "weight", "temperature"))
         scores.setdefault(setting, {})[run["task"]] = run["mean_exit_score"]
-    own_tasks = [task for task in tasks if select(runs, task=task)]
     for by_task in scores.values():
-        if all(task in by_task for task in own_tasks):
-            by_task["all"] = statistics.mean(by_task[task] for task in own_tasks)
+        if all(task in by_task for task in tasks):
+            by_task["all"] = statistics.mean(by_task[task] for task in tasks)
     return scores
+
+
+def tuned_by_all(runs, task):
+    """Whether every method has runs of this task: of other tasks no common mean is taken."""
+    return set(methods_of(select(runs, task=task))) == set(methods_of(runs))
 
 
 def choose(scores, tasks):
@@ -657,7 +662,8 @@ BLOCKS = {
     "geometry": ("Did it align?",
                  "label cosine: between each class's mean and its label embedding; alignment: mean "
                  "squared distance within a class; uniformity: log mean exp(-2 squared distance) "
-                 "over all pairs, 0 where all are one point (tools/geometry.py).", geometry),
+                 "over all pairs, 0 where all are one point (tools/geometry.py).  Six exits, the "
+                 "block multi.", geometry),
     "ablate": ("Ablations",
                "At learning rate 1e-4.  Mean over exits, over their lower half, deepest exit; "
                "differences of the mean over exits to the same method and to ce, both in the "
@@ -674,7 +680,8 @@ BLOCKS = {
     "tries": ("Tries",
               "What might help ACL-CL at the shallow exits, on slices of train (acl-cl weight 0.5, "
               "temperature 0.5; acl-grad 0.5, 0.1; without gate).", tries),
-    "tune": ("Tuning", ON_SLICES + "  Seed 1, mean over exits; all: mean over the tasks.", tune),
+    "tune": ("Tuning", ON_SLICES + "  Seed 1, mean over exits; all: mean over the tasks that every "
+             "method has.", tune),
     "tune_vanilla": ("Tuning, one exit", ON_SLICES + "  Seed 1; all: mean over the tasks.", tune),
     "tune_nt-xent": ("Tuning NT-Xent's weight", ON_SLICES + "  Seed 1.", settings),
     "mpnet_head_lr": ("The base-size encoder: rate of the classifiers",

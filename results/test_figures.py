@@ -3,6 +3,7 @@
 import shutil
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -166,6 +167,29 @@ def test_tradeoff_leaves_out_runs_of_one_exit(tmp_path, capsys):
     one_exit = RUNS / "vanilla" / "rte_ce_1"
     assert draw("tradeoff", one_exit, RUNS / "multi" / "rte_ce_1") == 0
     assert f"left out {one_exit}: it has one exit" in capsys.readouterr().out
+
+
+def test_tradeoff_is_of_one_task(capsys):
+    runs = [RUNS / "multi" / "rte_ce_1", RUNS / "multi" / "mrpc_ce_1"]
+    status, error = run_main(figures.main, ["tradeoff", *runs], capsys)
+    assert status == 2
+    assert "runs of several tasks (mrpc, rte)" in error
+
+
+def test_a_label_wider_than_the_picture_is_broken(tmp_path):
+    """Runs of one method that differ in many options; every label stays inside."""
+    folders = []
+    for seed, rate in ((1, 0.001), (2, 0.002)):
+        folder = shutil.copytree(RUNS / "multi" / f"rte_kd_{seed}", tmp_path / f"mine_{seed}")
+        change = {"lr": rate, "head_lr": rate, "weight": rate, "temperature": rate,
+                  "model": f"/a/long/way/to/encoder{seed}", "epochs": seed, "exit_weights": seed}
+        write_json(read_json(folder / "config.json") | change, folder / "config.json")
+        folders.append(folder)
+    figure = figures.tradeoff(SimpleNamespace(runs=folders, rule="entropy"))
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert "/a/long" not in figure.legends[0].get_texts()[0].get_text()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
 
 
 def test_share_below_0_by_hand():

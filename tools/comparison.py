@@ -92,6 +92,9 @@ def options_of(config):
     options = {name: x for name, x in config.items() if x and name not in NOT_THE_SETTING}
     if options.get("conflict") in ("none", "observe"):
         del options["conflict"]
+    if options.get("method") == "ce":  # it has no second loss
+        options.pop("weight", None)
+        options.pop("temperature", None)
     return options
 
 

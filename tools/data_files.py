@@ -659,8 +659,11 @@ def check_own_name(name, data, tasks):
     if name.lower() == "stsb":
         raise InputError("unknown task 'stsb': STS-B is regression, so there are no classes and no "
                          f"label embeddings to align with; choose one of {', '.join(tasks)}")
+    plain = re.sub("[^a-z0-9]", "", name.lower())  # SST-2 as GLUE spells it, RTE
+    if plain in tasks:
+        raise InputError(f"unknown task {name!r}; did you mean {plain}?")
     is_local = check_path_or_hub_id("--data", data)
-    if not is_local or name.lower() in tasks:
+    if not is_local:
         raise InputError(f"unknown task {name!r}; choose one of {', '.join(tasks)}, or another "
                          "name and a file of your own: --data FILE.csv")
     if not re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_-]*", name):

@@ -186,8 +186,8 @@ def print_one(run, rules):
     # How to read it, by its own numbers.
     twice = at_speedup(run.rows, rules[0], 2)
     if twice:
-        print(f"\nTwice as fast, counted in layers (by the clock: --clock): samples leave after layer\n"
-              f"{twice['mean_exit_layer']:.1f} of {run.layers[-1]} on average, and the score is "
+        print("\nTwice as fast, counted in layers (by the clock: --clock): samples leave after "
+              f"layer\n{twice['mean_exit_layer']:.1f} of {run.layers[-1]} on average, and the score is "
               f"{twice['score']:.1f} instead of the full model's {run.result['score']:.1f}.")
 
 
@@ -322,7 +322,7 @@ def write_tradeoff(run):
     try:
         write_table(rows, run.folder / "tradeoff.csv")
     except PermissionError as error:
-        print(f"{run.folder / 'tradeoff.csv'} is not written: {error.strerror}")
+        print(error)
 
 
 def without_none(row):

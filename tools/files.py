@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import json
 import os
 import statistics
@@ -39,11 +40,14 @@ def unfinished(path):
 @contextlib.contextmanager
 def errors_that_name(path):
     """OSError that says what cannot be written and why, for the libraries' errors as well, which
-    have other classes for a full disk or a folder that is gone."""
+    have other classes for a full disk or a folder that is gone; PermissionError where that is
+    the reason."""
     try:
         yield
     except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from None
+        may_not = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        kind = PermissionError if may_not else OSError
+        raise kind(f"cannot write {path}: {error.strerror or error}") from None
     except (RuntimeError, safetensors.SafetensorError) as error:
         if is_out_of_memory(error):
             raise

@@ -7,6 +7,7 @@ FILE has the text columns that the run was trained on; a .txt has a sample a lin
 separated by a tab.  Without a rule the full model answers.  From Python: tools.models.predict.
 """
 
+import os
 import sys
 import time
 from collections import Counter
@@ -61,6 +62,8 @@ def output_path(path, wanted):
         raise InputError(f"{output} exists; remove it or choose another --output")
     if not output.parent.is_dir():
         raise InputError(f"--output: there is no folder {output.parent}")
+    if not os.access(output.parent, os.W_OK):
+        raise InputError(f"--output: the folder {output.parent} may not be written")
     if output.suffix.lower() not in (".tsv", ".csv"):
         raise InputError(f"--output {output} must end with .tsv or .csv")
     return output

@@ -775,8 +775,8 @@ def test_names_of_own_tasks(tmp_path):
     for name in ("", "a b", "../x", "a/b", "a.b", "ä", "-x", "a\n"):
         with pytest.raises(InputError, match="letters, digits"):
             glue.load_task(name, path)
-    for name in ("RTE", "Demo"):
-        assert "unknown task" in refusal(name, path)
+    for name, meant in {"RTE": "rte", "Demo": "demo", "SST-2": "sst2", "sst_2": "sst2"}.items():
+        assert f"did you mean {meant}?" in refusal(name, path)
     line = refusal("rte", path)
     assert "is a file, and rte is a task of GLUE" in line
     assert "a --task of their own" in refusal("rte", str(tmp_path))
@@ -879,7 +879,7 @@ BAD = {     # name: (folder -> task and data, a word that the message must have)
     "own: two columns of one name": (own("text,text,label\na,b,x\n"), "line 1: two columns"),
     "own: one class": (own("text,label\na,x\nb,x\n"), "1 different value(s) (x"),
     "own: numbers of a regression": (
-        own("text,label\n" + "".join(f"a,{i / 7}\n" for i in range(999))), "999 different value(s)"),
+        own("text,label\n" + "".join(f"a,{i / 7}\n" for i in range(999))), "999 different value"),
     "own: one number in two spellings": (own("text,label\na,1\nb,1.0\nc,2\n"), "1 and 1.0"),
     "own: a missing text": (own("text,label\na,x\n,y\n"), "line 3: the text text is missing"),
     "own: a text of spaces": (own("text,label\na,x\n  ,y\n"), "line 3: the text text is missing"),

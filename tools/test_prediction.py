@@ -3,6 +3,7 @@
 import csv
 import functools
 import io
+import os
 import json
 import shutil
 import sys
@@ -394,6 +395,15 @@ def test_bad_files_are_one_line_status_2_and_nothing_written(name, two_texts, tm
     assert len(lines) == 1 and word in lines[0]
     assert "Traceback" not in errors
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_may_not_be_written_is_said_first(one_text, capsys, monkeypatch):
+    run, data = one_text
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    argv = [run, "--predict", data / "dev.csv"]
+    status, printed, errors = outcome(exits_command.main, argv, capsys)
+    assert (status, printed, errors.count("\n")) == (2, "", 1)
+    assert f"{data} may not be written" in errors
 
 
 @pytest.mark.parametrize("options", [[], ["--output", "mine.tsv"]])

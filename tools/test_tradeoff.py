@@ -1,6 +1,7 @@
 """Trade-off and the report of `python exits.py RUN ..`: hand-worked cases, runs of every kind."""
 
 import csv
+import errno
 import io
 import os
 import re
@@ -478,12 +479,13 @@ def test_files_that_may_not_be_read(name, run, capsys, monkeypatch):
 
 def test_a_folder_that_may_not_be_written_still_reports(run, capsys, monkeypatch):
     def refuse(*arguments, **options):
-        raise PermissionError(13, "Permission denied")
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(exits_report, "write_table", refuse)
-    printed = report([run], capsys)
-    assert line_of(printed, "full model")
-    assert f"{run / 'tradeoff.csv'} is not written: Permission denied" in printed
+    for number in (errno.EACCES, errno.EROFS):
+        monkeypatch.setattr("pathlib.Path.write_bytes", refuse)
+        printed = report([run], capsys)
+        assert line_of(printed, "full model")
+        assert f"cannot write {run / 'tradeoff.csv'}: {os.strerror(number)}" in printed
 
 
 def test_examples_say_what_the_exit_said(run, data, capsys):
@@ -653,6 +655,8 @@ def test_a_clock_that_cannot_walk_says_so_before_the_table(tmp_path, capsys):
 
 BAD_OPTIONS = {  # name: (options, word that the message must have)
     "unknown rule": (["--rule", "guess"], "guess"),
+    "patience for entropy": (["--clock", "--rule", "entropy", "--patience", "2"],
+                             "rule entropy has no patience"),
     "threshold above 1": (["--clock", "--rule", "entropy", "--threshold", "1.5"], "threshold"),
     "threshold nan": (["--clock", "--rule", "entropy", "--threshold", "nan"], "threshold"),
     "patience 0": (["--clock", "--rule", "patience", "--patience", "0"], "patience"),

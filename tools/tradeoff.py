@@ -37,6 +37,10 @@ def make_rule(rule, threshold=None, patience=None):
     if rule not in EXIT_RULES:
         raise InputError(f"unknown rule {rule!r}; choose one of {', '.join(EXIT_RULES)}")
     given = {"threshold": threshold, "patience": patience}
+    for name, value in given.items():
+        if value is not None and name not in EXIT_RULES[rule]:
+            raise InputError(f"rule {rule} has no {name}, it takes {', '.join(EXIT_RULES[rule])}; "
+                             "choose another --rule")
     settings = {name: given[name] for name in EXIT_RULES[rule]}
     for name, value in settings.items():
         if value is None:
