@@ -187,8 +187,8 @@ def print_one(run, rules):
     twice = at_speedup(run.rows, rules[0], 2)
     if twice:
         print("\nTwice as fast, counted in layers (by the clock: --clock): samples leave after "
-              f"layer\n{twice['mean_exit_layer']:.1f} of {run.layers[-1]} on average, and the score is "
-              f"{twice['score']:.1f} instead of the full model's {run.result['score']:.1f}.")
+              f"layer\n{twice['mean_exit_layer']:.1f} of {run.layers[-1]} on average, and the score "
+              f"is {twice['score']:.1f} instead of the full model's {run.result['score']:.1f}.")
 
 
 def print_row(name, score, layer=None, speedup=None):
