@@ -260,6 +260,19 @@ def test_made_runs_are_like_real_ones(tmp_path):
     assert names <= {path.name for path in real.iterdir()}
 
 
+def test_seeds_of_cross_entropy_are_one_setting_whatever_the_weight():
+    class Made(NamedTuple):
+        config: dict
+        folder: Path = Path("runs/made")
+
+    for method, count in {"ce": 1, "scl": 2}.items():
+        runs = []
+        for seed, weight in ((1, 0.1), (2, 0.5)):
+            runs.append(Made({"method": method, "seed": seed, "weight": weight}))
+        settings, _ = comparison.settings_of(runs)
+        assert len(settings) == count
+
+
 def test_runs_that_were_not_trained_alike_are_said_so(capsys):
     """100 after 1000 steps beside 50 after 60 would look like a better method."""
     class Made(NamedTuple):

@@ -437,6 +437,18 @@ def unfinished(task, output, monkeypatch, step=8):
     return run
 
 
+def test_cross_entropy_has_no_weight_to_compare(tmp_path, capsys):
+    """The demo's, whose config.json names no encoder that it does not have."""
+    ce = ["--task", "demo", "--method", "ce", "--limit-train", "64", "--max-steps", "1",
+          "--output", tmp_path]
+    assert call(*ce, "--weight", "0.5", "--temperature", "1") == 0
+    assert answer(capsys, *ce) == (0, "")
+    status, error = answer(capsys, *ce, "--lr", "0.1")
+    assert status == 2
+    assert "another lr" in error
+    assert files.read_json(tmp_path / "demo_ce_1" / "config.json")["model"] == "demo"
+
+
 def test_an_unfinished_run(task, whole, tmp_path, capsys, monkeypatch):
     run = unfinished(task, tmp_path, monkeypatch)
     options = [*task, "--method", "acl-cl", "--output", tmp_path]
