@@ -16,10 +16,11 @@ def check_options(args, p):
         p.error(f"--weight must be 0 to 1 for scl, which mixes, not {args.weight}")
     if args.max_length < 8:
         p.error(f"--max-length must be 8 or more, not {args.max_length}")
-    if args.task == "demo" and (args.data, args.model) != (p.get_default("data"),
-                                                           p.get_default("model")):
-        p.error("--task demo makes its own data and encoder: leave out --data and --model, or "
-                "choose another --task")
+    if args.task == "demo":
+        for name in ("data", "model"):
+            if getattr(args, name) != p.get_default(name):
+                p.error(f"--task demo makes its own {name}: leave out --{name}, or choose another "
+                        "--task")
     if args.method == "ce" and args.conflict != "none":
         p.error("--conflict needs a second loss: choose another method than ce")
     if args.conflict_at == "features" and args.method == "kd":

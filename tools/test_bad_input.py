@@ -119,7 +119,7 @@ OPTIONS = {
     "mistyped model": ("--method ce --model minlm", "--model minlm"),
     "missing model": ("--method ce --model models/small/v2", "models/small/v2"),
     "data for the demo": ("--method ce --task demo --data mine.csv", "its own data"),
-    "a model for the demo": ("--method ce --task demo --data nyu-mll/glue", "its own data"),
+    "a model for the demo": ("--method ce --task demo --data nyu-mll/glue", "its own model"),
     "model of no name": ("--method ce --model", "--model"),
     "output cannot be made": ("--method ce --output /dev/null/runs", "--output"),
     "output on a file system that takes none": ("--method ce --output /proc/runs", "--output"),
