@@ -21,7 +21,10 @@ import sys
 
 # Run as a command, this file starts the report, which answers --help before it waits for torch.
 if __name__ == "__main__":
-    from tools import exits_command
+    try:
+        from tools import exits_command
+    except ImportError:
+        sys.exit("exits.py: it needs glue.py and the folder tools beside this file")
     sys.exit(exits_command.main())
 
 import torch
@@ -30,6 +33,7 @@ from torch import nn
 
 import glue
 from tools import encoders
+from tools.exit_checks import check_answer, check_logits, check_rule
 
 
 # ------------------------------------------------------------------------------ the model
@@ -123,7 +127,8 @@ def token_mask(batch):
 # one the last of them, and of the n samples still inside, and returns (n,) bool.
 # functools.partial(entropy, threshold=0.3) fills in its setting.  It needs logits, not
 # probabilities.  Exits come first, then samples; nothing can check that: (n, m, K) by mistake
-# gives a wrong answer, not an error.
+# gives a wrong answer, not an error.  To copy a rule, take tools/exit_checks.py along, or leave
+# the call of check_rule out.
 
 
 def entropy(logits, threshold):
@@ -175,48 +180,10 @@ def normalised_entropy(logits):
     return H / log_K
 
 
-def check_rule(logits, threshold=0.0, patience=1):
-    """ValueError for input to which a rule would give a wrong answer without an error."""
-    check_logits(logits)
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must be a number from 0 to 1, not {threshold}")
-    if not isinstance(patience, int) or patience < 1:
-        raise ValueError(f"patience must be a whole number of exits from 1, not {patience}")
-
-    # Probabilities by mistake: one row of logits may be positive and sum to 1 by chance; six
-    # rows hardly ever.
-    m, n, _ = logits.shape
-    if m * n < 6 or logits.is_meta or logits.min() < 0:
-        return
-    sums = logits.float().sum(dim=-1)
-    if torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
-        raise ValueError("logits must come before the softmax; these are probabilities")
-
-
-def check_logits(logits):
-    """ValueError unless they are floating point (m, n, K) with two classes or more."""
-    wanted = "floating point (m, n, K): exits, samples, two classes or more"
-    if not isinstance(logits, torch.Tensor):
-        raise ValueError(f"logits must be {wanted}; not {type(logits).__name__}")
-    is_stack = logits.dim() == 3 and logits.is_floating_point()
-    if not is_stack or logits.shape[0] == 0 or logits.shape[2] < 2:
-        found = f"{logits.dtype} {tuple(logits.shape)}"
-        raise ValueError(f"logits must be {wanted}; not {found}")
-
-
 def who_leaves(rule, logits):
     """A rule's answer to logits (m, n, K), checked: (n,) bool.  Raises ValueError."""
     leave = rule(logits)
-    n = logits.shape[1]
-
-    # A rule may be user-written, and an answer of another shape would broadcast silently.
-    found = type(leave).__name__
-    is_mask = False
-    if isinstance(leave, torch.Tensor):
-        found = f"{leave.dtype} {tuple(leave.shape)}"
-        is_mask = leave.dtype == torch.bool and leave.shape == (n,)
-    if not is_mask:
-        raise ValueError(f"a rule must return torch.bool ({n},), one for each sample; not {found}")
+    check_answer(leave, logits.shape[1])
     return leave
 
 

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 import acl
 import exits
 import grad_surgery
-from tools import models
+from tools import exit_checks, models
 from tools.command_line import InputError
 from tools.geometry import geometry
 from tools.testing import small_batch, small_model
@@ -30,12 +30,13 @@ from tools.testing import small_batch, small_model
 ROOT = Path(__file__).parent.parent
 
 
-def copied(module, *names):
-    """A namespace of nothing but torch and the source of some functions of a module."""
+def copied(module, *names, **beside):
+    """A namespace of nothing but torch, the source of some functions of a module, and what else
+    is copied beside them."""
     source = inspect.getsource(module)
     functions = {node.name: node for node in ast.parse(source).body if hasattr(node, "name")}
     parts = [ast.get_source_segment(source, functions[name]) for name in names]
-    namespace = {"torch": torch, "F": F}
+    namespace = {"torch": torch, "F": F, **beside}
     exec("\n\n".join(parts), namespace)
     return types.SimpleNamespace(**namespace)
 
@@ -330,12 +331,25 @@ WRONG_SETTINGS = [
     ("pcee", {"threshold": 1.5, "patience": 2}),
     ("pcee", {"threshold": 0.5, "patience": 0}),
 ]
-RULE_PARTS = ("check_rule", "check_logits", "normalised_entropy")
+
+
+@pytest.mark.parametrize("module", [exits, grad_surgery])
+def test_a_report_copied_without_its_folder_says_what_it_needs(module, tmp_path):
+    alone = tmp_path / Path(module.__file__).name
+    alone.write_bytes(Path(module.__file__).read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-I", str(alone), "run"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert f"{alone.name}: " in done.stderr and "the folder tools beside this file" in done.stderr
 
 
 def rules_here_and_copied(name):
     """A rule of exits.py, and the same copied with its checks beside it."""
-    return [getattr(exits, name), getattr(copied(exits, *RULE_PARTS, name), name)]
+    parts = copied(exit_checks, "check_rule", "check_logits")
+    rule = copied(exits, "normalised_entropy", name, check_rule=parts.check_rule)
+    return [getattr(exits, name), getattr(rule, name)]
 
 
 @pytest.mark.parametrize("name", EXIT_RULES)
