@@ -128,8 +128,11 @@ def apply_rule(ce_loss, acl_loss, parameters, weight, rule):
     g_acl = torch.autograd.grad(acl_loss, parameters, allow_unused=True)
 
     # The angle, over the parameters that both losses reach.
-    pairs = [(p.grad, g) for p, g in zip(parameters, g_acl)]
-    products = inner_products([(a, b) for a, b in pairs if a is not None and b is not None])
+    pairs = []
+    for p, g in zip(parameters, g_acl):
+        if p.grad is not None and g is not None:
+            pairs.append((p.grad, g))
+    products = inner_products(pairs)
     factor = factor_of(products, rule)
 
     # project: g_ACL - <g_ACL, g_CE> / |g_CE|^2 * g_CE

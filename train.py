@@ -53,7 +53,7 @@ def parse_args(argv=None):
         help="h: the pooler's [CLS], or the mean of tokens (cls; demo: mean)")
     add("--exits", help="all, last, or layers such as 3,6,12 (last; acl-cl, kd: all)")
     # The method.
-    add("--weight", type=float, help="lambda of the second loss (0.1; demo: 0.02; kd: 0.5)")
+    add("--weight", type=float, help="lambda of the second loss (0.1; demo: 0.01; kd: 0.5)")
     add("--temperature", type=float, help="tau of the second loss (0.5; demo: 0.05; kd: 2)")
     add("--conflict", choices=GATES, help="gate: what a conflict does to the second gradient "
         "(none; acl-grad, acl-cl: discard)")
@@ -65,8 +65,8 @@ def parse_args(argv=None):
         help="acl-cl: students without an ACL-Embed of their own")
     # The training.
     add("--seeds", type=int, nargs="+", default=[1], help="one run each")
-    add("--epochs", type=int, help="passes over train (3; rte, demo: 8; mrpc, cola, wnli: 5)")
-    add("--batch-size", type=int, default=32, help="samples a step, and in a contrastive loss")
+    add("--epochs", type=int, help="passes over train (3; rte: 8; demo: 7; mrpc, cola, wnli: 5)")
+    add("--batch-size", type=int, help="samples a step, and in a contrastive loss (32; demo: 64)")
     add("--lr", type=float, help="peak learning rate of the encoder (2e-5; rte: 5e-5; demo: 1e-3)")
     add("--head-lr", type=float, help="that of the classifiers, and of a pooler that is new "
         "(20 times --lr; demo: --lr)")
@@ -93,11 +93,11 @@ def fill_defaults(args):
     has_teacher = args.method in ("acl-cl", "kd")
     has_gate = args.method in ("acl-grad", "acl-cl")
     is_demo = args.task == "demo"
-    epochs = {"demo": 8, "rte": 8, "mrpc": 5, "cola": 5, "wnli": 5}
+    epochs = {"demo": 7, "rte": 8, "mrpc": 5, "cola": 5, "wnli": 5}
     lr = {"demo": 1e-3, "rte": 5e-5}
     weight, temperature = 0.1, 0.5
     if is_demo:
-        weight, temperature = 0.02, 0.05  # so that the gate can be watched: few conflicts at 0.5
+        weight, temperature = 0.01, 0.05  # so that the gate can be watched: few conflicts at 0.5
     if args.method == "kd":
         weight, temperature = 0.5, 2.0
     defaults = {
@@ -107,6 +107,7 @@ def fill_defaults(args):
         "temperature": temperature,
         "conflict": "discard" if has_gate else "none",
         "epochs": epochs.get(args.task, 3),
+        "batch_size": 64 if is_demo else 32,
         "lr": lr.get(args.task, 2e-5),
     }
     for name, value in defaults.items():

@@ -108,7 +108,7 @@ def by_label(folders):
 def value_of(option, config):
     """An option's value, for a label: of an encoder's path the last part."""
     value = config.get(option)
-    return Path(value).name if option == "model" else value
+    return Path(str(value)).name if option == "model" else value
 
 
 def differs(option, configs):

@@ -321,7 +321,7 @@ mpnet_tune() {
   done
 }
 
-MPNET_LR=1e-4  # what mpnet_tune settled on, for every method
+MPNET_LR=1e-4  # what mpnet_tune settled on; scl, which prefers 5e-5 by 0.2, has it too
 
 # Whole comparisons first: all methods of a task and seed.
 mpnet() {
@@ -385,14 +385,15 @@ ablate() {
 # angle measured.
 gate() {
   local seed rule
-  local demo="--weight 0.1 --temperature 0.07"
+  local demo="--epochs 8 --batch-size 32"
+  local more="--weight 0.1 --temperature 0.07"
   local rte="--exits last --epochs 1 --lr 1e-4 --weight 0.5 --temperature 0.1"
   for seed in ${GATE_SEEDS:-1 2 3 4 5}; do
-    echo "gate/ce demo ce $seed"
-    echo "gate/all-exits demo ce $seed --exits all"
+    echo "gate/ce demo ce $seed $demo"
+    echo "gate/all-exits demo ce $seed $demo --exits all"
     for rule in observe discard project weigh; do
-      echo "gate/$rule demo acl-grad $seed $demo --conflict $rule"
-      echo "gate/$rule demo acl-cl $seed $demo --exits all --conflict $rule"
+      echo "gate/$rule demo acl-grad $seed $demo $more --conflict $rule"
+      echo "gate/$rule demo acl-cl $seed $demo $more --exits all --conflict $rule"
     done
   done
   for seed in ${GATE_SEEDS:-1 2 3 4 5}; do

@@ -15,7 +15,7 @@ from tools.testing import run_main, small_batch, small_model
 
 torch.set_num_threads(1)  # small tensors: a second thread only waits
 
-DEMO = "--task demo --method acl-cl --limit-train 320 --max-steps 6".split()
+DEMO = "--task demo --method acl-cl --limit-train 320 --max-steps 6 --batch-size 32".split()
 
 
 @pytest.fixture

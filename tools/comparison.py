@@ -17,6 +17,9 @@ NOT_THE_SETTING = (
     "data_fingerprint", "conflict_groups",
 )
 
+# What a method does not use, so that two of its runs may differ in it.
+WITHOUT_EFFECT = {"ce": ("weight", "temperature")}
+
 # What methods beside each other should share.  A rate, a weight each may have of its own.
 TRAINED_ALIKE = ("model", "pooling", "epochs", "max_steps", "limit_train", "batch_size")
 
@@ -92,9 +95,8 @@ def options_of(config):
     options = {name: x for name, x in config.items() if x and name not in NOT_THE_SETTING}
     if options.get("conflict") in ("none", "observe"):
         del options["conflict"]
-    if options.get("method") == "ce":  # it has no second loss
-        options.pop("weight", None)
-        options.pop("temperature", None)
+    for name in WITHOUT_EFFECT.get(options.get("method"), ()):
+        options.pop(name, None)
     return options
 
 

@@ -186,9 +186,11 @@ def print_one(run, rules):
     # How to read it, by its own numbers.
     twice = at_speedup(run.rows, rules[0], 2)
     if twice:
+        layer = f"{twice['mean_exit_layer']:.1f} of {run.layers[-1]}"
+        full = f"{run.result['score']:.1f}"
         print("\nTwice as fast, counted in layers (by the clock: --clock): samples leave after "
-              f"layer\n{twice['mean_exit_layer']:.1f} of {run.layers[-1]} on average, and the score "
-              f"is {twice['score']:.1f} instead of the full model's {run.result['score']:.1f}.")
+              f"layer\n{layer} on average, and the score is {twice['score']:.1f} instead of the "
+              f"full model's {full}.")
 
 
 def print_row(name, score, layer=None, speedup=None):

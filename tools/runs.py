@@ -25,7 +25,7 @@ import torch
 import transformers
 
 import glue
-from tools import data_files, machine, processes, submission
+from tools import comparison, data_files, machine, processes, submission
 from tools.closing import closing_lines
 from tools.command_line import InputError, is_out_of_memory
 from tools.files import (
@@ -149,11 +149,10 @@ def check_same_run(folder, ours, but_for=()):
     """InputError if the run in `folder` was made with other options, so that --resume neither
     mixes nor repeats it; an option that only one of both knows makes another run, too."""
     theirs = read(folder / "config.json")
+    without_effect = comparison.WITHOUT_EFFECT.get(ours.get("method"), ())
     for name in {**ours, **theirs}:
-        if name in NOT_THE_RUN or name in but_for:
+        if name in NOT_THE_RUN or name in but_for or name in without_effect:
             continue
-        if ours.get("method") == "ce" and name in ("weight", "temperature"):
-            continue  # of a second loss, which ce has not
         was, now = theirs.get(name), ours.get(name)
         if was != now:
             raise InputError(f"{folder} was made with another {name}: {was}, now {now}; repeat "

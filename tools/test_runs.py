@@ -1033,14 +1033,16 @@ def test_help_tells_every_default(capsys):
     with pytest.raises(SystemExit):
         train.parse_args(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for option, value in {"batch-size": 32, "max-length": 128, "output": "runs"}.items():
+    for option, value in {"max-length": 128, "output": "runs"}.items():
         assert default_in(text, option, "", "") == str(value)
 
-    depend = ("pooling", "exits", "weight", "temperature", "conflict", "epochs", "lr")
+    depend = (
+        "pooling", "exits", "weight", "temperature", "conflict", "epochs", "batch_size", "lr"
+    )
     for task, method in itertools.product([*glue.TASKS, "mine"], train.METHODS):
         args = train.parse_args(["--task", task, "--method", method])
         for option in depend:
-            said = default_in(text, option, task, method)
+            said = default_in(text, option.replace("_", "-"), task, method)
             value = getattr(args, option)
             assert value == type(value)(said), (task, method, option)
         said = default_in(text, "head-lr", task, method)
