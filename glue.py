@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import DataLoader
 
-from tools import data_files, demo
+from tools import data as data_files
+from tools import demo
 
 
 class Task(NamedTuple):
@@ -238,3 +239,10 @@ def score(metrics, logits, labels):
         raise ValueError(f"f1 is of two classes, not {logits.shape[-1]}; use macro_f1")
     predictions = logits.argmax(dim=-1)
     return {name: METRICS[name](predictions, labels) for name in metrics}
+
+
+def majority_score(labels, metric):
+    """What always answering the most frequent class of labels (R,) would score, in points: where
+    an exit that has learnt nothing stands."""
+    constant = torch.full_like(labels, labels.mode().values.item())
+    return METRICS[metric](constant, labels)

@@ -6,19 +6,7 @@
 the second loss, whichever contrastive loss that is.  Our reading: the inner product is taken over
 the parameters that both losses reach; an inner product of 0 is no conflict, one that is not finite
 is a conflict.
-
-    python grad_surgery.py runs/rte_acl-grad_1            # the angles in a finished run
 """
-
-import sys
-
-# Run as a command, this file starts the report, which answers --help before it waits for torch.
-if __name__ == "__main__":
-    try:
-        from tools import angles_command
-    except ImportError:
-        sys.exit("grad_surgery.py: the report needs the folder tools beside this file")
-    sys.exit(angles_command.main())
 
 import torch
 

@@ -19,10 +19,19 @@ The score reported is the last epoch's: nothing is picked on dev.
 
 import contextlib
 import math
-import sys
 
-from tools.command_line import Parser, quiet_libraries, run_command
-from tools.options import check_options
+import torch
+import torch.nn.functional as F
+import transformers
+from tqdm import tqdm
+
+import acl
+import exits
+import glue
+import grad_surgery
+from tools import machine, models, processes, run
+from tools.errors import Parser, one_line_errors
+from tools.geometry import geometry, telemetry
 
 # -------------------------------------------------------------------------------- options
 
@@ -34,8 +43,7 @@ METHODS = {
     "acl-cl": "acl-grad, and the deepest exit guides the others, by the contrastive loss",
     "kd": "CE + weight distillation from the deepest exit to the others",
 }
-# "none" and grad_surgery.GRADIENT_RULES, written out: importing them would mean waiting for torch.
-GATES = ("none", "observe", "discard", "project", "weigh")
+GATES = ("none", *grad_surgery.GRADIENT_RULES)
 
 
 def parse_args(argv=None):
@@ -47,8 +55,10 @@ def parse_args(argv=None):
     # fill_defaults.
     add("--task", required=True, help="cola sst2 mrpc qqp mnli qnli rte wnli demo, or your own")
     add("--method", required=True, choices=METHODS, help="see above")
-    add("--data", default="nyu-mll/glue", help="hub id, folder of GLUE files, or a file of yours")
-    add("--model", default="google-bert/bert-base-uncased", help="hub id or folder of an encoder")
+    add("--data", default="nyu-mll/glue",
+        help="hub id, folder of GLUE files, or a file of yours (%(default)s)")
+    add("--model", default="google-bert/bert-base-uncased",
+        help="hub id or folder of an encoder (%(default)s)")
     add("--pooling", choices=("cls", "mean"),
         help="h: the pooler's [CLS], or the mean of tokens (cls; demo: mean)")
     add("--exits", help="all, last, or layers such as 3,6,12 (last; acl-cl, kd: all)")
@@ -58,27 +68,28 @@ def parse_args(argv=None):
     add("--conflict", choices=GATES, help="gate: what a conflict does to the second gradient "
         "(none; acl-grad, acl-cl: discard)")
     add("--conflict-at", choices=("parameters", "features"), default="parameters",
-        help="where it is looked for; features: at h, approximate, one backward")
+        help="where it is looked for; features: at h, approximate, one backward (%(default)s)")
     add("--exit-weights", choices=("depth", "uniform"), default="depth",
-        help="w_m: the exit's layer number, or 1")
+        help="w_m: the exit's layer number, or 1 (%(default)s)")
     add("--no-students-embed", dest="students_embed", action="store_false",
         help="acl-cl: students without an ACL-Embed of their own")
     # The training.
-    add("--seeds", type=int, nargs="+", default=[1], help="one run each")
+    add("--seeds", type=int, nargs="+", default=[1], help="one run each (1)")
     add("--epochs", type=int, help="passes over train (3; rte: 8; demo: 7; mrpc, cola, wnli: 5)")
     add("--batch-size", type=int, help="samples a step, and in a contrastive loss (32; demo: 64)")
     add("--lr", type=float, help="peak learning rate of the encoder (2e-5; rte: 5e-5; demo: 1e-3)")
     add("--head-lr", type=float, help="that of the classifiers, and of a pooler that is new "
         "(20 times --lr; demo: --lr)")
-    add("--max-length", type=int, default=128, help="tokens kept of a sample")
+    add("--max-length", type=int, default=128, help="tokens kept of a sample (%(default)s)")
     add("--max-steps", type=int, help="stop after so many steps")
     add("--limit-train", type=int, help="only the first so many samples of train")
     add("--holdout", type=int, help="the last so many of train become dev: to choose options")
     # The machine and the files.
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
-        help="auto: bf16 autocast where the hardware has it")
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="cuda, else cpu")
-    add("--output", default="runs", help="folder of the runs")
+        help="auto: bf16 autocast where the hardware has it (%(default)s)")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
+        help="auto: cuda, else cpu (%(default)s)")
+    add("--output", default="runs", help="folder of the runs (%(default)s)")
     add("--resume", action="store_true", help="go on with unfinished runs")
     add("--save-steps", type=int, help="checkpoint every so many steps, and every epoch's end")
     add("--predict", action="store_true", help="also write GLUE's submission from the test split")
@@ -117,22 +128,35 @@ def fill_defaults(args):
         args.head_lr = args.lr if is_demo else 20 * args.lr
 
 
-# The options come before these imports, so that --help and a wrong option need not wait for them.
-if __name__ == "__main__":
-    ARGS = parse_args()
-    print("importing torch and transformers ..", file=sys.stderr, flush=True)
+def check_options(args, p):
+    """One line and status 2 for values that make no sense."""
+    positive = ("epochs", "batch_size", "lr", "head_lr", "temperature", "max_length")
+    optional = ("max_steps", "limit_train", "holdout", "save_steps")
+    for name in positive + optional:
+        value = getattr(args, name)
+        if value is not None and not 0 < value < math.inf:
+            p.error(f"--{name.replace('_', '-')} must be a number above 0, not {value}")
+    if not 0 <= args.weight < math.inf or args.method == "scl" and args.weight > 1:
+        p.error(f"--weight must be 0 or more (scl mixes: 0 to 1), not {args.weight}")
+    if args.task == "demo":
+        for name in ("data", "model"):
+            if getattr(args, name) != p.get_default(name):
+                p.error(f"--task demo makes its own {name}: leave out --{name}, or choose another "
+                        "--task")
+    if args.method == "ce" and args.conflict != "none":
+        p.error("--conflict needs a second loss: choose another method than ce")
+    if args.conflict_at == "features":
+        if args.method == "kd":
+            p.error("--conflict-at features needs a contrastive loss, which kd has not")
+        if args.conflict in ("none", "project"):
+            p.error("--conflict-at features needs --conflict observe, discard or weigh")
+    if not args.students_embed and args.method != "acl-cl":
+        p.error("--no-students-embed is for --method acl-cl, whose students have an ACL-Embed")
+    if args.predict and args.holdout:
+        p.error("--predict needs the test split, which --holdout leaves out")
+    if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
+        p.error("--seeds must be different numbers of 0 or more")
 
-import torch
-import torch.nn.functional as F
-import transformers
-
-import acl
-import exits
-import glue
-import grad_surgery
-from tools import angles, closing, machine, models, processes, runs, submission
-from tools.geometry import geometry
-from tools.progress import Progress, waiting
 
 # ------------------------------------------------------------------------- the two losses
 
@@ -243,8 +267,11 @@ def training_step(args, model, batch, weight, bf16):
 # -------------------------------------------------------------------------------- one run
 
 
-def train_one(args, seed, task, splits, model, tokenizer, device, run):
-    """Train, evaluate after every epoch, leave everything in the run's folder."""
+def train_one(args, seed, task, splits, model, tokenizer, device, this_run):
+    """Train, evaluate after every epoch, leave everything in the run's folder.
+
+    splits: tokenised; this_run: a tools.run.Run.
+    """
     train = splits["train"]
     lengths = glue.row_lengths(train)
     bf16 = machine.use_bf16(args.precision, device)
@@ -253,9 +280,10 @@ def train_one(args, seed, task, splits, model, tokenizer, device, run):
     if args.max_steps:
         total_steps = min(total_steps, args.max_steps)
     optimizer, schedule = make_optimizer(args, model, total_steps)
-    step = run.restore(model, optimizer, schedule, total_steps)
+    step = this_run.restore(model, optimizer, schedule)
     model = processes.share(model)  # unchanged for one process
-    processes.say(closing.first_line(run.folder, len(train), model, device, bf16))
+    processes.say(f"{this_run.folder}: {len(train)} samples, exits {model.exit_layers}, "
+                  f"{machine.device_name(device)}, {'bf16' if bf16 else 'fp32'}")
     dev = None
 
     while step < total_steps:
@@ -265,10 +293,12 @@ def train_one(args, seed, task, splits, model, tokenizer, device, run):
         batches = glue.bucketed_batches(lengths, args.batch_size, generator)
         batches = batches[step % steps_per_epoch:]
         batches = batches[:total_steps - step]
-        bar = Progress(glue.loader(train, batches, tokenizer), f"epoch {epoch}/{args.epochs}")
+        loader = glue.loader(train, batches, tokenizer)
+        is_silent = None if processes.is_first() else True  # None: where there is no terminal
+        bar = tqdm(loader, f"epoch {epoch}/{args.epochs}", leave=False, disable=is_silent)
 
         model.train()
-        run.start_clock()
+        this_run.start_clock()
         for batch in bar:
             # Dropout's seed comes from seed and step alone, so that a resumed run draws the same
             # masks.  Steps are 64 apart: each of several processes adds its number, up to 63.
@@ -281,39 +311,46 @@ def train_one(args, seed, task, splits, model, tokenizer, device, run):
             # numbers in one transfer, since each transfer waits for the device.
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             ce_loss, acl_loss, norm = torch.stack([ce_loss, acl_loss, norm]).tolist()
-            processes.check_finite(step, ce_loss, acl_loss, norm)
+            step += 1
+
+            # Stop before the optimizer spoils the weights with what is not finite.  acl_loss alone
+            # may be: then the gate has left its gradient out, or else norm is not finite.
+            if not math.isfinite(ce_loss) or not math.isfinite(norm):
+                raise FloatingPointError(
+                    f"step {step}: ce_loss {ce_loss}, acl_loss {acl_loss}, gradient norm {norm}; "
+                    "start again with a smaller --lr or --head-lr, or --precision fp32"
+                )
             optimizer.step()
 
             # A step's numbers; steps count from 1, lr is the encoder's.  To send them elsewhere,
             # add a line after log_step.
-            step += 1
             row = {"step": step, "epoch": epoch, "ce_loss": ce_loss, "acl_loss": acl_loss}
-            row |= angles.telemetry(cosines, args.conflict)
+            row |= telemetry(cosines, args.conflict)
             row["lr"] = schedule.get_last_lr()[0]
-            run.log_step(row)
+            this_run.log_step(row)
             schedule.step()
-            bar.note(f"ce_loss {ce_loss:.3f}, acl_loss {acl_loss:.3f}")
+            bar.set_postfix_str(f"ce_loss {ce_loss:.3f}, acl_loss {acl_loss:.3f}")
             if args.save_steps and step % args.save_steps == 0 and step % steps_per_epoch:
-                run.save(model, optimizer, schedule, step)
-        run.stop_clock()
+                this_run.save(model, optimizer, schedule, step)
+        this_run.stop_clock()
 
         dev, rows = evaluate(model, task, splits, tokenizer, device)
-        run.log_exits([{"epoch": epoch, **row} for row in rows])
-        run.save(model, optimizer, schedule, step)
-        is_whole = step % steps_per_epoch == 0  # --max-steps may end within an epoch
-        when = f"epoch {epoch}/{args.epochs}" if is_whole else f"step {step}"
-        processes.say(closing.epoch_line(when, task.metrics[0], rows))
+        this_run.log_exits([{"epoch": epoch, **row} for row in rows])
+        this_run.save(model, optimizer, schedule, step)
+        scores = [row[task.metrics[0]] for row in rows if row["split"] == rows[0]["split"]]
+        by_exit = " ".join(f"{score:.1f}" for score in scores)
+        processes.say(f"epoch {epoch}/{args.epochs}, step {step}  dev {task.metrics[0]} by exit: "
+                      f"{by_exit}  mean {sum(scores) / len(scores):.1f}")
 
     # A run killed after its last epoch but before the end: only evaluation is left.
     if dev is None:
         dev, _ = evaluate(model, task, splits, tokenizer, device)
-    if args.predict:
-        submission.write(model, task, splits, tokenizer, device, run.folder)
 
     # Samples seen, for examples_per_second: an epoch's last batch may be smaller.
     samples = step * len(train) / steps_per_epoch
-    summary = runs.summary(run, task, args, seed, model.exit_layers, samples)
-    run.finish(model, tokenizer, dev, summary)
+    logs = this_run.logs
+    result = run.summary(logs, task, args, seed, dev, model.exit_layers, samples)
+    this_run.finish(model, tokenizer, dev, result)
 
 
 def make_optimizer(args, model, total_steps):
@@ -343,8 +380,7 @@ def evaluate(model, task, splits, tokenizer, device):
         labels = torch.tensor(splits[name]["label"][:])  # (R,)
 
         # 2,000 samples of h are enough: the geometry looks at all pairs, and QQP's dev has 40,000.
-        with waiting(f"evaluating on {name}, {len(labels)} samples"):
-            h, logits = exits.all_exits(model, splits[name], tokenizer, device, keep_h=2000)
+        h, logits = exits.all_exits(model, splits[name], tokenizer, device, keep_h=2000)
         tensors[f"{name}.logits"] = logits
         tensors[f"{name}.labels"] = labels
         for m, layer in enumerate(model.exit_layers):
@@ -361,41 +397,43 @@ def evaluate(model, task, splits, tokenizer, device):
 
 def train_all(args):
     """Check everything, then train seed after seed; nothing is written before the first starts."""
-    quiet_libraries()
+    machine.quiet_libraries()
     machine.pick_threads(args.task)
     device = machine.pick_device(args.device)
     processes.start(device)
-    planned = runs.plan(args)
+    planned = processes.from_first(lambda: run.plan(args))
     if all(state == "finished" for _, _, state in planned) and not args.predict:
-        return runs.show_finished(planned)
+        return run.show_finished(planned)
 
-    with waiting(f"loading the data of {args.task}"):
-        task, splits = processes.on_each(lambda: glue.load_task(
-            args.task, args.data, args.limit_train, args.holdout, with_test=args.predict
-        ))
+    task, texts = glue.load_task(
+        args.task, args.data, args.limit_train, args.holdout, with_test=args.predict
+    )
     tokens = None  # of all splits, for every seed
     for seed, folder, state in planned:
-        if state == "finished":
-            runs.add_submission(args, folder, task, splits, device)
-            continue
-        model, tokenizer = processes.on_each(
-            lambda: models.build_model(args, seed, len(task.labels), device)
-        )
+        model, tokenizer = models.build_model(args, seed, len(task.labels), device)
         if tokens is None:
-            with waiting("tokenising"):
-                tokens = glue.tokenize_all(splits, tokenizer, args.max_length)
-        config = runs.config_of(args, seed, task, tokens, model, device)
-        runs.check_planned(planned, config)
-        with contextlib.closing(runs.Run(folder, config)) as run:
-            train_one(args, seed, task, tokens, model, tokenizer, device, run)
-    runs.show_finished(planned)
+            tokens = glue.tokenize_all(texts, tokenizer, args.max_length)
+            config = run.config_of(args, seed, task, tokens, model, device)
+            for other_seed, other, _ in planned:
+                run.check_same(other, {**config, "seed": other_seed})
+
+        # A finished run has its model on disk, from which it can still predict.
+        if state != "finished":
+            with contextlib.closing(run.Run(folder, {**config, "seed": seed})) as this_run:
+                train_one(args, seed, task, tokens, model, tokenizer, device, this_run)
+        elif args.predict:
+            model, tokenizer = models.load_model(folder, config)
+            model = processes.share(model.to(device))
+        if args.predict:
+            run.write_submission(model, task, tokens, tokenizer, device, folder)
+    run.show_finished(planned)
 
 
-def main(args):
-    """Returns the exit status; args: from parse_args."""
-    hint = "; the same command with --resume goes on"
-    return run_command("train.py", lambda: train_all(args), hint)
+def main(argv=None):
+    args = parse_args(argv)
+    with one_line_errors("train.py"):
+        train_all(args)
 
 
 if __name__ == "__main__":
-    sys.exit(main(ARGS))
+    main()

@@ -8,7 +8,7 @@ import transformers
 from torch import nn
 from transformers.masking_utils import create_bidirectional_mask
 
-from tools.command_line import InputError, reason
+from tools.errors import InputError, reason
 
 
 def inputs_for(encoder, batch):

@@ -1,9 +1,49 @@
-"""Are samples and label embeddings aligned?  Three numbers for exits.csv."""
+"""What a run measures beside its scores: the angle of a step's gradients, an exit's geometry."""
+
+import math
+import statistics
 
 import torch
 import torch.nn.functional as F
 
 from acl import check, unit
+
+
+def telemetry(cosines, rule):
+    """A step's {cosine, angle, kept} for steps.csv; None where no gate looked.
+
+    cosines: of the two gradients; several where each exit decides for itself, then the means.
+    """
+    if not cosines:
+        return {"cosine": None, "angle": None, "kept": None}
+    return {
+        "cosine": statistics.mean(cosines),
+        "angle": statistics.mean(angle(cosine) for cosine in cosines),
+        "kept": statistics.mean(kept(cosine, rule) for cosine in cosines),
+    }
+
+
+def angle(cosine):
+    """In degrees.  Rounding can leave a cosine a little outside -1..1; NaN stays NaN."""
+    if math.isnan(cosine):
+        return cosine
+    return math.degrees(math.acos(max(-1.0, min(1.0, cosine))))
+
+
+def kept(cosine, rule):
+    """The length of what a rule adds, divided by the length of g_ACL.
+
+    discard 1 or 0; project in a conflict the sine of the angle; weigh max(0, cosine); observe 1.
+    """
+    if rule == "observe":
+        return 1.0
+    if math.isnan(cosine):
+        return 0.0
+    if rule == "weigh":
+        return min(1.0, max(0.0, cosine))
+    if rule == "project" and cosine < 0:
+        return math.sqrt(max(0.0, 1 - cosine**2))
+    return 1.0 if cosine >= 0 else 0.0
 
 
 @torch.no_grad()

@@ -1,13 +1,13 @@
-"""The machine a run computes on: device, threads, precision, and what to call them."""
+"""The machine a run computes on: its device, threads and precision, and what to call them."""
 
 import os
 
+import datasets
+import huggingface_hub
 import torch
+import transformers
 
-from tools.command_line import InputError
-
-# Where a user says how many threads torch may take; then torch's own reading of it stands.
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+from tools.errors import InputError
 
 
 def pick_device(wanted):
@@ -15,31 +15,20 @@ def pick_device(wanted):
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: no GPU to be seen; use --device cpu")
+        raise InputError("--device cuda: torch sees no CUDA GPU; use --device cpu")
     if wanted == "mps" and not torch.backends.mps.is_available():
         raise InputError("--device mps: torch sees no Apple GPU; use --device cpu")
     if wanted == "cuda":
         # Sums in a fixed order, so that a run repeats; cuBLAS needs this variable for it.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.cuda.set_device(number_of_gpu())
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # torchrun: one GPU each
         torch.use_deterministic_algorithms(True)
     return torch.device(wanted)
 
 
-def number_of_gpu():
-    """Each of torchrun's processes has a GPU of its own.  Raises InputError."""
-    number, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-    if number >= there:
-        raise InputError(f"process {number + 1} of this machine has no GPU: it has {there}; use "
-                         f"torchrun --nproc-per-node {there}, or --device cpu")
-    return number
-
-
 def pick_threads(task):
-    """The demo's tensors are small: a second thread would only wait for the first, and much
-    longer where another program uses its core."""
-    user_decided = any(name in os.environ for name in THREAD_VARIABLES)
-    if task == "demo" and not user_decided:
+    """The demo's tensors are so small that a second thread would only wait for the first."""
+    if task == "demo" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
 
 
@@ -54,8 +43,10 @@ def device_name(device):
 
 
 def use_bf16(precision, device):
-    """--precision: auto means bf16 autocast where the hardware computes in it; elsewhere it is
-    emulated and many times slower."""
+    """--precision as a bool: auto means bf16 autocast where the hardware computes in bf16.
+
+    Elsewhere it is emulated and many times slower.
+    """
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
@@ -64,3 +55,12 @@ def use_bf16(precision, device):
         return False
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name) is True for name in ("avx512_bf16", "amx_bf16"))
+
+
+def quiet_libraries():
+    """Commands speak for themselves; an import of a module leaves the libraries as they are."""
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.logging.set_verbosity_error()

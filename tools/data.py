@@ -25,8 +25,7 @@ import pyarrow.parquet
 from datasets import ClassLabel, Dataset
 
 from tools import processes
-from tools.command_line import InputError, reason
-from tools.hub import check_path_or_hub_id, offline_unless_the_hub_answers
+from tools.errors import InputError, is_here, reason
 
 
 @contextmanager
@@ -103,7 +102,7 @@ def read_glue_folder(task, data, names):
 
 def read_glue(task, data, names):
     """{name: Dataset} of a GLUE task, from a folder or the hub.  Raises InputError."""
-    if check_path_or_hub_id("--data", data):
+    if is_here("--data", data):
         return read_glue_folder(task, data, names)
     return read_glue_hub(task, data, names)
 
@@ -225,8 +224,7 @@ def read_glue_saved(task, place, names):
 def read_glue_hub(task, data, names):
     """The splits `names` from the hub id `data`, such as nyu-mll/glue, or from the hub's cache."""
     try:
-        with offline_unless_the_hub_answers():
-            tables = datasets.load_dataset(data, task.name)
+        tables = datasets.load_dataset(data, task.name)
     except Exception as error:      # offline, no such id: the library's errors have many names
         folder = data.rpartition("/")[2]
         raise InputError(
@@ -662,7 +660,7 @@ def check_own_name(name, data, tasks):
     plain = re.sub("[^a-z0-9]", "", name.lower())  # SST-2 as GLUE spells it, RTE
     if plain in tasks:
         raise InputError(f"unknown task {name!r}; did you mean {plain}?")
-    is_local = check_path_or_hub_id("--data", data)
+    is_local = is_here("--data", data)
     if not is_local:
         raise InputError(f"unknown task {name!r}; choose one of {', '.join(tasks)}, or another "
                          "name and a file of your own: --data FILE.csv")

@@ -1,0 +1,399 @@
+"""A run's folder: who may write it, its config, its logs, its checkpoint, its result.
+
+    planned = plan(args)          before anything else: which runs are new, unfinished, finished
+    run = Run(folder, config)     takes the lock, writes config.json
+    step = run.restore(..)        0, or where the run's checkpoint stands
+    run.log_step(row)             a line of steps.csv, as it goes
+    run.save(..)                  the checkpoint
+    run.finish(..)                logits, model and, last of all, result.json: "finished"
+    read_run(folder)              what a finished run left, for reports
+
+Of several processes only the first writes.
+"""
+
+import contextlib
+import csv
+import json
+import shlex
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import filelock
+import pandas
+import safetensors.torch
+import torch
+import transformers
+
+import exits
+import glue
+from tools import data, machine, models, processes
+from tools.errors import InputError, reading
+
+# Everything else in config.json must be equal where a run is resumed or shown again.  The data
+# are compared by their fingerprint, not by where they lie.
+MAY_DIFFER = ("seeds", "output", "resume", "save_steps", "predict", "data", "device_name")
+
+STEP_FORMATS = {
+    "ce_loss": "{:.6f}",
+    "acl_loss": "{:.6f}",
+    "cosine": "{:.6f}",
+    "angle": "{:.3f}",
+    "kept": "{:.4f}",
+    "lr": "{:.4g}",
+}
+
+
+# ---------------------------------------------------------------------------- before training
+
+
+def plan(args):
+    """[(seed, folder, state)] of the runs that the options ask for.
+
+    state: "new"; "unfinished", which goes on from its checkpoint; "finished".  Raises InputError
+    for a folder that another process writes, that holds another run, or that only --resume may
+    go on with.
+    """
+    planned = []
+    for seed in args.seeds:
+        folder = Path(args.output) / f"{args.task}_{args.method}_{seed}"
+        state = "new"
+        if folder.exists():
+            take_lock(folder).release()
+            check_same(folder, options_of(args, seed))
+            is_finished = (folder / "result.json").exists()
+            state = "finished" if is_finished else "unfinished"
+        if state == "unfinished" and not args.resume:
+            raise InputError(f"{folder} is unfinished; use --resume to go on with it, remove it, "
+                             "or choose another --output")
+        planned.append((seed, folder, state))
+    return planned
+
+
+def take_lock(folder):
+    """Make the run's folder and lock it.  InputError where another process has the lock."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        raise InputError(f"{folder}: another process is writing this run; wait for it or choose "
+                         "another --output") from None
+    return lock
+
+
+def options_of(args, seed):
+    """The part of config.json that is known before data and model are loaded."""
+    options = dict(vars(args))
+    options["model"] = "demo" if args.task == "demo" else absolute(args.model)
+    options["data"] = absolute(args.data)
+    options.setdefault("change", None)  # one of results/variants.py
+    options["seed"] = seed
+    options["processes"] = processes.count()
+    options["versions"] = {
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    return options
+
+
+def config_of(args, seed, task, tokens, model, device):
+    """config.json: every option, and what they came to on this machine and with these data."""
+    fingerprints = {}
+    for name, split in tokens.items():
+        if not name.startswith("test"):  # no run is made of it
+            fingerprints[name] = data.fingerprint(split)
+    found = {
+        "exit_layers": model.exit_layers,
+        "num_labels": len(task.labels),
+        "labels": list(task.labels),
+        "metrics": list(task.metrics),
+        "text_columns": list(task.text_columns),
+        "data_fingerprint": fingerprints,
+        "bf16": machine.use_bf16(args.precision, device),
+        "device_name": machine.device_name(device),
+    }
+    return {**options_of(args, seed), **found}
+
+
+def absolute(name):
+    """A path as it is found from any folder; a hub id as it is."""
+    path = Path(name)
+    return str(path.resolve()) if path.exists() else name
+
+
+def check_same(folder, config):
+    """InputError where the run in `folder` was made otherwise, so that nobody mixes two runs.
+
+    config: the whole of it, or the part that is known so far.
+    """
+    path = folder / "config.json"
+    if not path.exists():  # killed before it began
+        return
+    theirs = read_json(path)
+    for name, ours in config.items():
+        if name not in MAY_DIFFER and theirs.get(name) != ours:
+            raise InputError(f"{folder} was made with another {name}: {theirs.get(name)}, now "
+                             f"{ours}; repeat its options or choose another --output")
+
+
+# --------------------------------------------------------------------------------- files
+
+
+@contextlib.contextmanager
+def whole(path):
+    """A file that is whole or not there: yields another name to write to, then renames it."""
+    new = path.with_name(path.name + ".new")
+    yield new
+    new.replace(path)
+
+
+def write_json(content, path):
+    with whole(path) as new:
+        new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def read_json(path):
+    with reading(path):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+class FinishedRun(NamedTuple):
+    """What a finished run left, of its first dev split (MNLI has two)."""
+
+    folder: Path
+    config: dict  # config.json
+    result: dict  # result.json
+    steps: pandas.DataFrame  # steps.csv
+    exits: pandas.DataFrame  # exits.csv
+    logits: torch.Tensor  # (M, R, K) float32, each exit's after the last epoch
+    labels: torch.Tensor  # (R,) int64
+
+
+def read_run(folder):
+    """A finished run's folder -> FinishedRun.  Raises InputError."""
+    folder = Path(folder)
+    if not (folder / "result.json").is_file():
+        raise InputError(f"{folder} is no finished run: it has no result.json")
+    config = read_json(folder / "config.json")
+    result = read_json(folder / "result.json")
+    with reading(folder):
+        steps = pandas.read_csv(folder / "steps.csv")
+        table = pandas.read_csv(folder / "exits.csv")
+        stored = safetensors.torch.load_file(folder / "dev_logits.safetensors")
+        split = next(iter(result["dev"]))
+        logits = stored[f"{split}.logits"]
+        labels = stored[f"{split}.labels"]
+    return FinishedRun(folder, config, result, steps, table, logits, labels)
+
+
+# ------------------------------------------------------------------------------ while it runs
+
+
+class Run:
+    """One run's folder, as long as it is being written."""
+
+    def __init__(self, folder, config):
+        """Take the lock, write config.json.  Raises InputError."""
+        self.folder = folder
+        self.seconds = 0.0  # of training, without evaluation
+        self.clock_started = None
+        self.logs = {"steps.csv": [], "exits.csv": []}
+        self.steps_file = None
+        processes.from_first(lambda: self.open_folder(config))
+
+    def open_folder(self, config):
+        self.lock = take_lock(self.folder)
+        # Between the plan and the lock another process may have been here.
+        if (self.folder / "result.json").exists():
+            raise InputError(f"{self.folder} was finished by another process meanwhile")
+        write_json(config, self.folder / "config.json")
+
+    def restore(self, model, optimizer, schedule):
+        """Put everything back from the checkpoint.  Returns the number of steps done."""
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return 0
+        with reading(path):
+            # Tensors and plain values, no code; a GPU's checkpoint goes on anywhere.
+            state = torch.load(path, weights_only=True, map_location="cpu")
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            schedule.load_state_dict(state["schedule"])
+            self.seconds = state["seconds"]
+            self.logs = state["logs"]
+            return state["step"]
+
+    def start_clock(self):
+        self.clock_started = time.perf_counter()
+
+    def stop_clock(self):
+        self.seconds = self.seconds_now()
+        self.clock_started = None
+
+    def seconds_now(self):
+        if self.clock_started is None:
+            return self.seconds
+        return self.seconds + time.perf_counter() - self.clock_started
+
+    def log_step(self, row):
+        """A step's numbers, unrounded: {column: number}, None where there is none."""
+        rows = self.logs["steps.csv"]
+        rows.append(row)
+        if not processes.is_first():
+            return
+        # A resumed run writes the lines up to its checkpoint again, and drops those after it.
+        lines = [row]
+        if self.steps_file is None:
+            self.steps_file = open(self.folder / "steps.csv", "w", newline="", encoding="utf-8")
+            self.steps_writer = csv.DictWriter(self.steps_file, row, lineterminator="\n")
+            self.steps_writer.writeheader()
+            lines = rows
+        for line in lines:
+            self.steps_writer.writerow(cells_of(line))
+        self.steps_file.flush()
+
+    def log_exits(self, rows):
+        """After an epoch: a dict for each exit and dev split."""
+        self.logs["exits.csv"] += rows
+
+    def save(self, model, optimizer, schedule, step):
+        """Everything that the rest of the run depends on, in one file that replaces the last."""
+        if not processes.is_first():
+            return
+        # The tables come first: after a kill between them and the checkpoint their epoch is done
+        # again.
+        for name, rows in self.logs.items():
+            if rows and name != "steps.csv":  # which grows as it goes
+                with whole(self.folder / name) as new:
+                    table = pandas.DataFrame(rows)
+                    table.to_csv(new, index=False, float_format="%.4f", na_rep="nan")
+        state = {
+            "step": step,
+            "seconds": self.seconds_now(),
+            "logs": self.logs,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+        }
+        with whole(self.folder / "checkpoint.pt") as new:
+            torch.save(state, new)
+
+    def finish(self, model, tokenizer, dev, result):
+        """dev_logits, the model and, last of all, result.json, whose presence says "finished"."""
+        if processes.is_first():
+            safetensors.torch.save_file(dev, self.folder / "dev_logits.safetensors")
+            models.save_model(model, tokenizer, self.folder)
+            result["seconds"] = round(self.seconds, 2)
+            result["examples_per_second"] = round(result.pop("examples") / self.seconds, 2)
+            write_json(result, self.folder / "result.json")
+            (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+        processes.wait()
+
+    def close(self):
+        """Give the folder free, finished or not."""
+        if self.steps_file:
+            self.steps_file.close()
+        if processes.is_first():
+            self.lock.release()
+
+
+def cells_of(row):
+    """A step's numbers as steps.csv shows them; an empty cell where there is none."""
+    cells = {}
+    for name, value in row.items():
+        form = STEP_FORMATS.get(name, "{}")
+        cells[name] = "" if value is None else form.format(value)
+    return cells
+
+
+# ----------------------------------------------------------------------------- at the end
+
+
+def summary(logs, task, args, seed, dev, exit_layers, examples):
+    """result.json but for its times: what the last epoch scored, how often the gate closed.
+
+    dev: train.evaluate's tensors; examples: the number of samples seen in training.
+    """
+    metric = task.metrics[0]
+    table = pandas.DataFrame(logs["exits.csv"])
+    last = table[table.epoch == table.epoch.max()]
+    split = last.split.iloc[0]
+    by_exit = last.loc[last.split == split, metric].tolist()
+
+    # The deepest exit's scores on each dev split.
+    scores = {}
+    for row in last[last.exit_layer == exit_layers[-1]].to_dict("records"):
+        scores[row["split"]] = {name: row[name] for name in task.metrics}
+
+    # A NaN angle is no agreement, so it counts as a conflict.
+    measured = [row for row in logs["steps.csv"] if row["angle"] is not None]
+    conflicts = [not row["angle"] <= 90 for row in measured]
+    kept = [row["kept"] for row in measured]
+    return {
+        "task": task.name,
+        "method": args.method,
+        "seed": seed,
+        "metric": metric,
+        "score": by_exit[-1],
+        "dev": scores,
+        "exit_layers": exit_layers,
+        "exit_scores": by_exit,
+        "mean_exit_score": statistics.mean(by_exit),
+        "steps": len(logs["steps.csv"]),
+        "conflict_share": statistics.mean(conflicts) if conflicts else None,
+        "kept": statistics.mean(kept) if kept else None,
+        "examples": examples,
+        "majority_score": glue.majority_score(dev[f"{split}.labels"], metric),
+    }
+
+
+def write_submission(model, task, tokens, tokenizer, device, folder):
+    """GLUE's files: the deepest exit's prediction for every sample of the test splits.
+
+    All processes compute, since they share each batch; the first writes.
+    """
+    for name in tokens:
+        if not name.startswith("test"):
+            continue
+        _, logits = exits.all_exits(model, tokens[name], tokenizer, device)
+        predictions = logits[-1].argmax(dim=-1).tolist()
+        names = [task.labels[k] for k in predictions]
+        table = pandas.DataFrame({"index": range(len(names)), "prediction": names})
+
+        # MNLI has two: MNLI-m.tsv, MNLI-mm.tsv.
+        suffix = {"test_matched": "-m", "test_mismatched": "-mm"}.get(name, "")
+        if processes.is_first():
+            with whole(folder / f"{task.folder}{suffix}.tsv") as new:
+                table.to_csv(new, sep="\t", index=False)
+
+
+def show_finished(planned):
+    """Print where the runs are, what they scored, of several seeds mean and sd, what is next."""
+    if not processes.is_first():
+        return
+    scores = []
+    for _, folder, state in planned:
+        result = read_json(folder / "result.json")
+        scores.append(result["score"])
+        was = ", finished before" if state == "finished" else ""
+        print(f"{folder}: {result['metric']} {scores[-1]:.2f}, {result['seconds']:.0f} s of "
+              f"training{was}")
+    if len(scores) > 1:
+        mean = statistics.mean(scores)
+        sd = statistics.stdev(scores)
+        print(f"{result['metric']} {mean:.2f}, sd {sd:.2f} ({len(scores)} seeds)")
+
+    # The last run, exit by exit.
+    by_exit = " ".join(f"{score:.1f}" for score in result["exit_scores"])
+    print(f"{result['metric']} by exit: {by_exit}   (majority class "
+          f"{result['majority_score']:.1f})")
+    if result["conflict_share"] is not None:
+        share = 100 * result["conflict_share"]
+        print(f"steps in conflict (over 90 degrees): {share:.1f} % of {result['steps']}")
+    name = shlex.quote(str(folder))
+    print(f"next: python -m tools.report {name}      scores, speed-ups, angles\n"
+          f"      python -m tools.predict {name} -   classify the sentences you type")
