@@ -8,18 +8,14 @@
 
     pytest test_acl.py          (no network)
 
-Beside it in tools/: test_numerics.py, numbers that overflow; test_calls.py, calls that go wrong;
-test_encoders.py, any encoder; test_steps.py, every method with every gate, the optimizer;
-test_batches.py, metrics and batches; test_runs.py, folders and commands.
+The rest is in tests/: data, runs and commands, reports, pages.
 """
 
 import doctest
 import functools
-import json
 import math
 
 import pytest
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 
@@ -28,17 +24,9 @@ import exits
 import glue
 import grad_surgery
 import train
-from tools import angles, models
-from tools.files import read_csv
-from tools.testing import (
-    ENCODERS,
-    call_train,
-    gradients_of,
-    labels_of,
-    small_batch,
-    small_model,
-    two_losses,
-)
+from tests.small import call, gradients_of, small_batch, small_model
+from tools import geometry, models
+from tools.run import read_run
 
 torch.set_num_threads(1)  # small tensors: a second thread only waits
 CPU = torch.device("cpu")
@@ -232,6 +220,12 @@ AT_135 = -(0.5**0.5)
 
 # Both gradients, the rule, what .grad must be with lambda = 0.5, the cosine, and the share of
 # the second gradient's length that is kept.
+def two_losses(g_ce, g_acl):
+    """A parameter of some numbers, and losses over it whose gradients are g_ce and g_acl."""
+    w = torch.zeros(len(g_ce), requires_grad=True)
+    return w, (w * torch.tensor(g_ce)).sum(), (w * torch.tensor(g_acl)).sum()
+
+
 BY_HAND = [
     (AGREE, "discard", (2.5, 2), 0.6, 1),
     (AGREE, "project", (2.5, 2), 0.6, 1),
@@ -266,8 +260,8 @@ def test_surgery_by_hand(pair, rule, gradient, cosine, kept):
     degrees = math.nan if math.isnan(cosine) else math.degrees(math.acos(cosine))
     for value in measured:
         assert value == pytest.approx(cosine, nan_ok=True)
-        assert angles.angle(value) == pytest.approx(degrees, nan_ok=True)
-        assert angles.kept(value, rule) == pytest.approx(kept)
+        assert geometry.angle(value) == pytest.approx(degrees, nan_ok=True)
+        assert geometry.kept(value, rule) == pytest.approx(kept)
 
 
 GATES = {
@@ -390,7 +384,7 @@ def test_a_models_gradients_equal_flat_vectors(rule, sign):
     together = torch.cat([gradients[name].flatten() for name in shared]).double()
     assert torch.allclose(together, a + weight * left, atol=1e-5)
     kept = (left.norm() / b.norm()).item()
-    assert angles.kept(value, rule) == pytest.approx(kept, abs=1e-4)
+    assert geometry.kept(value, rule) == pytest.approx(kept, abs=1e-4)
 
 
 def test_features_gate_decides_exit_by_exit():
@@ -409,7 +403,7 @@ def test_features_gate_decides_exit_by_exit():
     cosines = grad_surgery.acl_grad_features(ce_loss, acl_losses, h, [w], 0.5)
     gradient, w.grad = w.grad, None
     assert cosines == pytest.approx([1, -1, math.nan], nan_ok=True)
-    assert angles.telemetry(cosines, "discard")["kept"] == pytest.approx(1 / 3)
+    assert geometry.telemetry(cosines, "discard")["kept"] == pytest.approx(1 / 3)
 
     h, ce_loss, acl_losses = forward()
     (ce_loss + 0.5 * acl_losses[0]).backward()
@@ -418,6 +412,8 @@ def test_features_gate_decides_exit_by_exit():
 
 # ----------------------------------------------------------------------------- 3 the model
 
+ENCODERS = [("bert", "cls"), ("roberta", "cls"), ("albert", "cls")]
+ENCODERS += [("bert", "mean"), ("electra", "mean"), ("modernbert", "mean")]
 each_encoder = pytest.mark.parametrize("kind, pooling", ENCODERS)
 
 
@@ -680,38 +676,35 @@ def demo_run(tmp_path_factory):
     """The README's first command, whole."""
     output = tmp_path_factory.mktemp("demo")
     argv = ["--task", "demo", "--method", "acl-cl", "--output", output, "--predict"]
-    assert call_train(argv) == 0
-    return output / "demo_acl-cl_1"
+    assert call(train.main, *argv) == 0
+    return read_run(output / "demo_acl-cl_1")
 
 
 def test_the_demo_learns_and_depth_pays(demo_run):
-    result = json.loads((demo_run / "result.json").read_text())
+    result, config = demo_run.result, demo_run.config
     assert result["score"] > 70  # a guess: 50; a bag of words: below 65
     assert result["exit_scores"][0] < result["score"]
-    config = json.loads((demo_run / "config.json").read_text())
     samples = len(glue.load_task("demo", "unused")[1]["train"])
     per_epoch = math.ceil(samples / config["batch_size"])
     assert result["steps"] == config["epochs"] * per_epoch
 
-    steps = read_csv(demo_run / "steps.csv")
-    assert [int(row["step"]) for row in steps] == list(range(1, result["steps"] + 1))
-    for row in steps:
-        cosine, angle = float(row["cosine"]), float(row["angle"])
-        assert float(row["kept"]) == (cosine >= 0)
-        assert angle == pytest.approx(math.degrees(math.acos(cosine)), abs=1e-2)
+    steps = demo_run.steps
+    assert steps.step.tolist() == list(range(1, result["steps"] + 1))
+    for row in steps.itertuples():
+        assert row.kept == (row.cosine >= 0)
+        assert row.angle == pytest.approx(math.degrees(math.acos(row.cosine)), abs=1e-2)
     assert result["kept"] == pytest.approx(1 - result["conflict_share"])
 
     # exits.csv: a line an epoch and exit, the last epoch's are the scores reported.
-    lines = read_csv(demo_run / "exits.csv")
-    assert len(lines) == config["epochs"] * len(result["exit_layers"])
-    scores = [float(line["accuracy"]) for line in lines[-len(result["exit_layers"]):]]
-    assert scores == pytest.approx(result["exit_scores"])
-    predictions = (demo_run / "demo.tsv").read_text().splitlines()
+    assert len(demo_run.exits) == config["epochs"] * len(result["exit_layers"])
+    scores = demo_run.exits.accuracy[-len(result["exit_layers"]):]
+    assert scores.tolist() == pytest.approx(result["exit_scores"])
+    predictions = (demo_run.folder / "demo.tsv").read_text().splitlines()
     assert len(predictions) == 501
     assert predictions[0] == "index\tprediction"
 
     # Up over a tenth of the steps, then down.
-    rates = [float(row["lr"]) for row in steps]
+    rates = steps.lr.tolist()
     assert max(rates) == rates[len(rates) // 10] == config["lr"]
     assert rates[0] == 0
     assert rates[-1] < 0.01 * config["lr"]
@@ -719,11 +712,10 @@ def test_the_demo_learns_and_depth_pays(demo_run):
 
 def test_stored_logits_are_the_models(demo_run):
     """What was saved answers as it did in training, exit for exit."""
-    run = models.load_run(demo_run)
-    assert not run.model.training
+    model, tokenizer = models.load_model(demo_run.folder, demo_run.config)
+    assert not model.training
     dev = glue.load_task("demo", "unused")[1]["dev"]
-    split = glue.tokenize(dev, run.tokenizer, run.config["max_length"])
-    _, logits = exits.all_exits(run.model, split, run.tokenizer, CPU)
-    stored = safetensors.torch.load_file(demo_run / "dev_logits.safetensors")
-    assert torch.equal(logits, stored["dev.logits"])
-    assert torch.equal(labels_of(split), stored["dev.labels"])
+    split = glue.tokenize(dev, tokenizer, demo_run.config["max_length"])
+    _, logits = exits.all_exits(model, split, tokenizer, CPU)
+    assert torch.equal(logits, demo_run.logits)
+    assert split["label"][:] == demo_run.labels.tolist()
