@@ -1,4 +1,4 @@
-"""The losses of ACL (arXiv 2602.03563) as pure functions: tensors in, one number out.
+"""The losses of ACL (arXiv 2602.03563) as pure functions: tensors in, one loss an exit out.
 
 A classifier scores a representation h_i against the rows l_1 .. l_K of its weight matrix.  Row
 l_k is the *label embedding* of class k.  Cross-entropy moves h_i towards l_{y_i}.  Supervised
@@ -18,8 +18,10 @@ The three contrastive losses are one formula, `contrastive_loss`, with different
 
 Sources: abstract, the paper's words; second-hand, a summary or earlier code of one author.
 Letters: N samples, K classes, d hidden size, A anchors, B keys; tau is the temperature.
-Formulas count from 1, indices from 0.  A loss is a float32 scalar in nats, even under
-autocast.  To copy one, take the kernel (with `unit`) and `check` along, or leave its call out.
+Formulas count from 1, indices from 0.  Every loss takes any dimensions before the last two, such
+as the M exits of a multi-exit BERT: h (M, N, d) gives M losses, h (N, d) gives a scalar.  Losses
+are float32, in nats, even under autocast.  A loss needs `contrastive_loss`, `unit` and `check`
+beside it when it is copied.
 """
 
 import torch
@@ -37,41 +39,41 @@ def contrastive_loss(anchors, keys, positive, temperature, exclude_self=False):
         L = mean_a  -1/|P(a)| sum_{p in P(a)} log_prob(p|a)     over anchors that have a positive
 
     P(a): a's positives, the keys of its class.
-    anchors (A, d), keys (B, d); positive (A, B) bool, True where key b is in P(a).
-    exclude_self: the keys are the anchors, and no anchor is its own key.  Without any positive
-    the loss is 0 (with a graph), not NaN.
+    anchors (.., A, d), keys (.., B, d); positive (A, B) bool, True where key b is in P(a).
+    exclude_self: the keys are the anchors, and no anchor is its own key.  Returns (..); without
+    any positive the loss is 0 (with a graph), not NaN.
     """
     # z_a.z_b / tau.  Not under autocast: bf16 rounds to 8 bits, too coarse for exp(cosine / 0.01).
     with torch.autocast(anchors.device.type, enabled=False):
-        z_a = unit(anchors)  # (A, d)
-        z_b = unit(keys)  # (B, d)
-        similarity = z_a @ z_b.T / temperature  # (A, B)
+        z_a = unit(anchors)  # (.., A, d)
+        z_b = unit(keys)  # (.., B, d)
+        similarity = z_a @ z_b.mT / temperature  # (.., A, B)
 
     # An anchor is not its own key: b = a leaves both sums.  Masked with the lowest number, not
     # -inf: in a batch of one no key is left, and log_prob(a|a) would be -inf - (-inf) = NaN.
     if exclude_self:
-        itself = torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)  # (A, A)
+        itself = torch.eye(len(positive), dtype=torch.bool, device=positive.device)  # (A, A)
         positive = positive & ~itself
         lowest = torch.finfo(similarity.dtype).min
         similarity = similarity.masked_fill(itself, lowest)
 
     # log_prob(b|a), with logsumexp: exp alone overflows at a small temperature.
-    log_prob = similarity - similarity.logsumexp(dim=1, keepdim=True)  # (A, B)
+    log_prob = similarity - similarity.logsumexp(dim=-1, keepdim=True)  # (.., A, B)
 
     # -1/|P(a)| sum_{p in P(a)} log_prob(p|a).  Without a positive: 0 / 1 = 0, not 0 / 0.
-    size_of_P = positive.sum(dim=1)  # (A,)
-    sum_over_P = log_prob.masked_fill(~positive, 0).sum(dim=1)  # (A,)
-    loss_of_a = -sum_over_P / size_of_P.clamp(min=1)  # (A,)
+    size_of_P = positive.sum(dim=-1)  # (A,)
+    sum_over_P = log_prob.masked_fill(~positive, 0).sum(dim=-1)  # (.., A)
+    loss_of_a = -sum_over_P / size_of_P.clamp(min=1)  # (.., A)
 
     # The mean over anchors with a positive.  The others add 0 and are not counted.
     anchors_with_positive = (size_of_P > 0).sum()
-    return loss_of_a.sum() / anchors_with_positive.clamp(min=1)
+    return loss_of_a.sum(dim=-1) / anchors_with_positive.clamp(min=1)
 
 
 def unit(x):
-    """z = x / ||x|| of each row of x (A, d), in float32.  A zero vector stays 0."""
+    """z = x / ||x|| of each vector of x (.., d), in float32.  A zero vector stays 0."""
     x = x.float()
-    length = x.norm(dim=-1, keepdim=True)  # (A, 1)
+    length = x.norm(dim=-1, keepdim=True)  # (.., 1)
     # F.normalize divides a zero vector by 1e-12, and so multiplies its gradient by 1e12.
     length = length.masked_fill(length == 0, float("inf"))
     return x / length
@@ -87,8 +89,8 @@ def scl_loss(h, labels, temperature):
         prob(b|i) = exp(z_i.z_b / tau) / sum_{b' != i} exp(z_i.z_b' / tau)
         P(i):    the other samples of the batch that have sample i's label
 
-    h (N, d), labels (N,) int64, temperature tau > 0.  A sample that is alone in its class is not
-    an anchor.  Raises ValueError.
+    h (.., N, d), labels (N,) int64, temperature tau > 0; returns (..).  A sample that is alone in
+    its class is not an anchor.  Raises ValueError.
     """
     check(temperature, labels, h=h)
     positive = labels[:, None] == labels[None, :]  # (N, N)
@@ -100,8 +102,9 @@ def acl_embed_loss(h, labels, label_embeddings, temperature):
 
         items {h_1 .. h_N, l_1 .. l_K} with labels {y_1 .. y_N, 1 .. K}, then L_SCL over them
 
-    h (N, d); labels (N,) int64 in 0..K-1; label_embeddings (K, d), the classifier's weight, not
-    detached: gradients must flow into it.  Raises ValueError.
+    h (.., N, d); labels (N,) int64 in 0..K-1; label_embeddings (.., K, d), the weight of each
+    exit's classifier, not detached: gradients must flow into it.  Returns (..), one loss for each
+    exit.  Raises ValueError.
 
     Label embeddings are anchors, too.  Example: labels [0, 0], K = 3.  The items' labels are
     [0, 0, 0, 1, 2].  Label embeddings 1 and 2 have no positive, so they are no anchors, but they
@@ -115,8 +118,8 @@ def acl_embed_loss(h, labels, label_embeddings, temperature):
     check(temperature, labels, h=h, label_embeddings=label_embeddings)
 
     # Label embedding k is one more sample, labelled k.
-    items = torch.cat([h.float(), label_embeddings.float()])  # (N + K, d)
-    classes = torch.arange(len(label_embeddings), device=labels.device)  # (K,)
+    items = torch.cat([h.float(), label_embeddings.float()], dim=-2)  # (.., N + K, d)
+    classes = torch.arange(label_embeddings.shape[-2], device=labels.device)  # (K,)
     item_labels = torch.cat([labels, classes])  # (N + K,)
 
     # Items are both anchors and keys; the kernel leaves each out of its own positives.
@@ -132,9 +135,10 @@ def acl_cl_loss(student_h, teacher_h, labels, teacher_label_embeddings, temperat
         prob(b|i) = exp(z_i^m.z_b / tau) / sum_{b'} exp(z_i^m.z_b' / tau)      b, b': keys
         P(i):    the keys that have sample i's label; its own teacher vector is one of them
 
-    student_h (N, d) of exit m; teacher_h (N, d) and teacher_label_embeddings (K, d) of the
-    deepest exit M; labels (N,) int64 in 0..K-1.  sg, stop-gradient: no gradient enters the keys.
-    It does flow into the layers below exit m, which the teacher shares.  Raises ValueError.
+    student_h (.., N, d) of the exits m; teacher_h (N, d) and teacher_label_embeddings (K, d) of
+    the deepest exit M; labels (N,) int64 in 0..K-1.  Returns (..), one loss for each student.
+    sg, stop-gradient: no gradient enters the keys.  It does flow into the layers below exit m,
+    which the teacher shares.  Raises ValueError.
     """
     teacher = {"teacher_h": teacher_h, "teacher_label_embeddings": teacher_label_embeddings}
     check(temperature, labels, student_h=student_h, **teacher)
@@ -153,18 +157,18 @@ def kd_loss(student_logits, teacher_logits, temperature):
 
         L_KD = tau^2 mean_i KL( softmax(sg[t_i] / tau) || softmax(s_i / tau) )
 
-    student_logits, teacher_logits (N, K).  The teacher is detached.  tau^2 keeps the gradient's
-    size independent of tau.  Raises ValueError.
+    student_logits (.., N, K), teacher_logits (N, K); returns (..), one loss for each student.  The
+    teacher is detached.  tau^2 keeps the gradient's size independent of tau.  Raises ValueError.
     """
     check(temperature, student_logits=student_logits, teacher_logits=teacher_logits)
-    s = student_logits.float()  # (N, K)
+    s = student_logits.float()  # (.., N, K)
     t = teacher_logits.detach().float()  # (N, K)
 
     # Both as log-probabilities; otherwise a probability that rounds to 0 would give log 0.
     log_student = F.log_softmax(s / temperature, dim=-1)
     log_teacher = F.log_softmax(t / temperature, dim=-1)
-    kl = F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
-    return temperature**2 * kl
+    kl = (log_teacher.exp() * (log_teacher - log_student)).sum(dim=-1)  # (.., N)
+    return temperature**2 * kl.mean(dim=-1)
 
 
 # --------------------------------------------------------------------------- wrong arguments
@@ -173,49 +177,37 @@ def kd_loss(student_logits, teacher_logits, temperature):
 def check(temperature, labels=None, **matrices):
     """Raise a ValueError that names the wrong argument of a loss.
 
-    matrices, by name: (N, d) like the first one, except that label embeddings, recognised by
-    their name, have K rows.
+    matrices, by name: floating point (.., N, d).  Label embeddings, recognised by their name,
+    have K rows instead of N.
     """
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be a number above 0, not {temperature}")
-
-    # Tensors first: the checks below read their dtype and shape.
-    tensors = dict(matrices)
-    if labels is not None:
-        tensors["labels"] = labels
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise ValueError(f"{name} must be a tensor, not {type(tensor).__name__}")
-
-    # The first matrix determines N and d.
-    first = next(iter(matrices.values()))
-    for name, matrix in matrices.items():
-        kind = matrix.dtype
-        shape = tuple(matrix.shape)
-        if matrix.dim() != 2 or not kind.is_floating_point:
-            raise ValueError(f"{name} must be a floating-point matrix, not {kind} {shape}")
-        rows, d = first.shape  # N, d
-        if name.endswith("label_embeddings"):
-            rows = len(matrix)  # K
-        if rows == 0:
-            raise ValueError(f"{name} must hold something, not {shape}")
-        if shape != (rows, d):
-            raise ValueError(f"{name} must be ({rows}, {d}), not {shape}")
+    first = next(iter(matrices.values()))  # it determines N and d
+    for name, x in matrices.items():
+        is_matrix = isinstance(x, torch.Tensor) and x.is_floating_point() and x.dim() >= 2
+        if not is_matrix or 0 in x.shape:
+            raise ValueError(f"{name} must be floating point (.., N, d), not {shown(x)}")
+        sizes = 1 if name.endswith("label_embeddings") else 2
+        if x.shape[-sizes:] != first.shape[-sizes:]:
+            raise ValueError(f"{name}, {shown(x)}, does not fit to {shown(first)} beside it")
 
     # One class number for each sample.
     if labels is None:
         return
-    kind = labels.dtype
-    shape = tuple(labels.shape)
-    wanted = (len(first),)
-    if kind != torch.int64 or shape != wanted:
-        raise ValueError(f"labels must be int64 {wanted}, not {kind} {shape}")
+    N = first.shape[-2]
+    is_tensor = isinstance(labels, torch.Tensor)
+    if not is_tensor or labels.dtype != torch.int64 or labels.shape != (N,):
+        raise ValueError(f"labels must be int64 ({N},), not {shown(labels)}")
 
     # Within 0..K-1.  Not on a GPU: that means waiting for it, and cross-entropy asserts the same.
-    for name, matrix in matrices.items():
+    for name, x in matrices.items():
         if name.endswith("label_embeddings") and labels.device.type == "cpu":
-            low = labels.min().item()
-            high = labels.max().item()
-            last = len(matrix) - 1
-            if low < 0 or high > last:
-                raise ValueError(f"labels must lie in 0..{last}; found {low}..{high}")
+            low, high = labels.min().item(), labels.max().item()
+            if low < 0 or high >= x.shape[-2]:
+                raise ValueError(f"labels must be 0..{x.shape[-2] - 1}; found {low}..{high}")
+
+
+def shown(x):
+    """A wrong argument in a message: 'torch.int64 (8,)', or its class."""
+    is_tensor = isinstance(x, torch.Tensor)
+    return f"{x.dtype} {tuple(x.shape)}" if is_tensor else type(x).__name__

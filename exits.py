@@ -66,29 +66,37 @@ class MultiExitBert(nn.Module):
         h is what the contrastive losses see; the classifiers receive h with dropout.
         """
         h = self.encode(batch)
-        pairs = zip(self.classifiers, h)
-        logits = [classifier(self.dropout(h_m)) for classifier, h_m in pairs]
-        return h, torch.stack(logits)
+
+        # logits^m = h^m W^m' + b^m, all exits in one product.
+        W = self.label_embeddings()  # (M, K, d)
+        b = torch.stack([classifier.bias for classifier in self.classifiers])  # (M, K)
+        logits = torch.baddbmm(b[:, None], self.dropout(h), W.mT)  # (M, N, K)
+        return h, logits
+
+    def label_embeddings(self):
+        """(M, K, d): row k of [m] is the label embedding of class k at exit m."""
+        return torch.stack([classifier.weight for classifier in self.classifiers])
 
     def encode(self, batch):
         """(N, L) tokens -> h (M, N, d), the representation at each of the M exits."""
         inputs = encoders.inputs_for(self.encoder, batch)
         outputs = self.encoder(**inputs, output_hidden_states=True)
         hidden_states = outputs.hidden_states  # of the embeddings, then of each layer: (N, L, d)
-        mask = token_mask(batch)
-        h = [self.represent(hidden_states[layer], mask) for layer in self.exit_layers]
-        return torch.stack(h)  # (M, N, d)
+        chosen = [hidden_states[layer] for layer in self.exit_layers]
+        return self.represent(chosen, token_mask(batch))
 
-    def represent(self, hidden, mask):
-        """One layer's hidden states (N, L, d), mask (N, L) of tokens -> h (N, d)."""
+    def represent(self, hidden_states, mask):
+        """Hidden states of M layers, each (N, L, d), and mask (N, L) of tokens -> h (M, N, d)."""
         if self.pooling == "mean":
-            mask = mask.unsqueeze(-1).to(hidden.dtype)  # (N, L, 1)
-            return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+            mask = mask.unsqueeze(-1).to(hidden_states[0].dtype)  # (N, L, 1)
+            count = mask.sum(dim=1)  # (N, 1)
+            return torch.stack([(hidden * mask).sum(dim=1) / count for hidden in hidden_states])
 
         # All exits share the encoder's one pooler.
         # Not under autocast: it would round h to bf16's 8 bits, too coarse for the losses.
-        with torch.autocast(hidden.device.type, enabled=False):
-            return encoders.pool(self.encoder, hidden)
+        first = torch.stack([hidden[:, 0] for hidden in hidden_states])  # (M, N, d): of [CLS]
+        with torch.autocast(first.device.type, enabled=False):
+            return encoders.pool(self.encoder, first)
 
     def head_parameters(self):
         """The classifiers, and the pooler where it is new.
@@ -129,27 +137,27 @@ def confidence(logits, threshold):
     return logits[-1].float().softmax(dim=-1).amax(dim=-1) >= threshold
 
 
-def patience(logits, patience):
-    """Leave when the last `patience` + 1 exits predict the same class, `patience` >= 1.
+def patience(logits, times):
+    """Leave when the last `times` + 1 exits predict the same class, `times` >= 1.
 
     logits (m, n, K) -> (n,) bool.  PABEE (arXiv 2006.04152).
 
     >>> logits = torch.tensor([[[1.0, 0.0]], [[2.0, 0.0]], [[3.0, 0.0]]])     # 3 exits, 1 sample
-    >>> patience(logits, patience=2)
+    >>> patience(logits, times=2)
     tensor([True])
     """
-    predictions = logits[-patience - 1:].argmax(dim=-1)  # (at most patience + 1, n)
+    predictions = logits[-times - 1:].argmax(dim=-1)  # (at most times + 1, n)
     unchanged = (predictions == predictions[-1]).all(dim=0)  # (n,)
-    return unchanged & (len(logits) > patience)
+    return unchanged & (len(logits) > times)
 
 
-def pcee(logits, threshold, patience):
-    """Leave when H(p) / log K <= threshold for `patience` >= 1 exits in a row.
+def pcee(logits, threshold, times):
+    """Leave when H(p) / log K <= threshold for `times` >= 1 exits in a row.
 
     logits (m, n, K) -> (n,) bool.  PCEE-BERT, second-hand.
     """
-    sure = normalised_entropy(logits[-patience:]) <= threshold  # (at most patience, n)
-    return sure.all(dim=0) & (len(logits) >= patience)
+    sure = normalised_entropy(logits[-times:]) <= threshold  # (at most times, n)
+    return sure.all(dim=0) & (len(logits) >= times)
 
 
 def normalised_entropy(logits):
@@ -222,7 +230,8 @@ def early_exit(model, batch, rule):
 
             # This exit's logits, and who leaves with them.
             classifier = model.classifiers[model.exit_layers.index(number)]
-            so_far.append(classifier(model.represent(hidden, mask)).float())
+            [h] = model.represent([hidden], mask)  # (n, d)
+            so_far.append(classifier(h).float())
             if is_last:
                 leave = torch.ones_like(inside, dtype=torch.bool)  # all that are left
             else:

@@ -43,7 +43,11 @@ METHODS = {
     "acl-cl": "acl-grad, and the deepest exit guides the others, by the contrastive loss",
     "kd": "CE + weight distillation from the deepest exit to the others",
 }
-GATES = ("none", *grad_surgery.GRADIENT_RULES)
+GATES = {
+    "none": "one backward of the plain sum; no angle is measured",
+    "observe": "the plain sum, its angle measured (the paper's pilot)",
+    "discard": "drop the second gradient in a conflict (the paper's ACL-Grad)",
+}
 
 
 def parse_args(argv=None):
@@ -148,8 +152,8 @@ def check_options(args, p):
     if args.conflict_at == "features":
         if args.method == "kd":
             p.error("--conflict-at features needs a contrastive loss, which kd has not")
-        if args.conflict in ("none", "project"):
-            p.error("--conflict-at features needs --conflict observe, discard or weigh")
+        if args.conflict == "none":
+            p.error("--conflict-at features needs --conflict observe or discard")
     if not args.students_embed and args.method != "acl-cl":
         p.error("--no-students-embed is for --method acl-cl, whose students have an ACL-Embed")
     if args.predict and args.holdout:
@@ -171,64 +175,51 @@ def losses(args, model, h, logits, labels):
     L_ACL, without lambda: the gate may judge exit by exit, so they are not added up yet.
     L_ACL is the method's second loss, whichever that is: also SCL's or distillation's.
     """
-    w = [1] * len(h) if args.exit_weights == "uniform" else model.exit_layers
-    label_embeddings = [classifier.weight for classifier in model.classifiers]  # M of (K, d)
-    h_of_exit = h.unbind()  # M of (N, d): split once, not again by each loss
-    ce_loss = 0.0
-    acl_losses = []
-    for m in range(len(h)):
-        share = w[m] / sum(w)
-        ce_loss = ce_loss + share * F.cross_entropy(logits[m].float(), labels)
-        acl_loss = second_loss(args, m, h_of_exit, label_embeddings, logits, labels)
-        acl_losses.append(share * acl_loss)
-    return ce_loss, acl_losses
+    M, N, _ = logits.shape
+    w = [1] * M if args.exit_weights == "uniform" else model.exit_layers
+    w = torch.tensor(w, dtype=torch.float32, device=h.device)  # (M,)
+    w = w / w.sum()
+
+    # cross_entropy wants the classes in the second place: (M, K, N).
+    per_sample = F.cross_entropy(logits.float().mT, labels.expand(M, N), reduction="none")  # (M, N)
+    ce_loss = (w * per_sample.mean(dim=1)).sum()
+
+    acl_losses = second_loss(args, h, model.label_embeddings(), logits, labels)  # (M,)
+    return ce_loss, w * acl_losses
 
 
-def second_loss(args, m, h, label_embeddings, logits, labels):
-    """L_ACL^m, the method's second loss at exit m: a scalar.
+def second_loss(args, h, label_embeddings, logits, labels):
+    """L_ACL^m of each exit m, the method's second loss: (M,).
 
-    m: an index, from 0.  h, label_embeddings, logits: one entry for each exit.
+    h (M, N, d), label_embeddings (M, K, d), logits (M, N, K), labels (N,).
     """
     tau = args.temperature
-    teacher = teacher_exit(logits, labels)
-    loss = torch.zeros((), device=labels.device)  # stays 0 for ce, and for kd's teacher
+    if args.method == "ce":
+        return torch.zeros(len(h), device=h.device)
     if args.method == "scl":
-        loss = acl.scl_loss(h[m], labels, tau)
-    if args.method == "kd" and m != teacher:
-        loss = acl.kd_loss(logits[m], logits[teacher], tau)
+        return acl.scl_loss(h, labels, tau)
 
-    # The deepest exit guides the others, the students.
-    is_student = args.method == "acl-cl" and m != teacher
-    if is_student:
-        loss = acl.acl_cl_loss(h[m], h[teacher], labels, label_embeddings[teacher], tau)
+    # The deepest exit is the teacher (our reading), the others are its students.  Where only they
+    # have a loss, the teacher's is 0.
+    if args.method == "kd":
+        students = acl.kd_loss(logits[:-1], logits[-1], tau)  # (M - 1,)
+        return F.pad(students, (0, 1))
 
-    # Each exit has an ACL-Embed of its own; with --no-students-embed students have none.
-    has_embed = args.method in ("acl-embed", "acl-grad", "acl-cl")
-    if is_student and not args.students_embed:
-        has_embed = False
-    if has_embed:
-        loss = loss + acl.acl_embed_loss(h[m], labels, label_embeddings[m], tau)
-    return loss
-
-
-def teacher_exit(logits, labels):
-    """The deepest exit (our reading), as an index.
-
-    logits (M, N, K) and labels (N,) are not needed here, but for other choices: the best exit.
-    """
-    return len(logits) - 1
-
-
-def weight_at(args, step):
-    """lambda at a step.  Constant; a warm-up would go here."""
-    return args.weight
+    # Each exit has an ACL-Embed of its own; with --no-students-embed the teacher alone.
+    acl_embed = acl.acl_embed_loss(h, labels, label_embeddings, tau)  # (M,)
+    if args.method in ("acl-embed", "acl-grad"):
+        return acl_embed
+    students = acl.acl_cl_loss(h[:-1], h[-1], labels, label_embeddings[-1], tau)  # (M - 1,)
+    if not args.students_embed:
+        return torch.cat([students, acl_embed[-1:]])
+    return acl_embed + F.pad(students, (0, 1))
 
 
 # ------------------------------------------------------------------------------- one step
 
 
-def training_step(args, model, batch, weight, bf16):
-    """Leave one step's gradient in `.grad`.  weight: lambda.
+def training_step(args, model, batch, bf16):
+    """Leave one step's gradient in `.grad`.  lambda is args.weight.
 
         ce, kd, acl-embed   g = g_CE + lambda g_ACL                          one backward
         acl-grad, acl-cl    g = g_CE + lambda 1[<g_CE, g_ACL> >= 0] g_ACL    grad_surgery.acl_grad
@@ -242,25 +233,23 @@ def training_step(args, model, batch, weight, bf16):
     with torch.autocast(labels.device.type, torch.bfloat16, enabled=bf16):
         h, logits = model(batch)  # (M, N, d), (M, N, K)
     ce_loss, acl_losses = losses(args, model, h, logits, labels)
-    acl_loss = sum(acl_losses)
+    acl_loss = acl_losses.sum()
 
     # lambda is applied below and nowhere else.  SCL mixes the losses, the others add them.
-    share_of_ce = 1 - weight if args.method == "scl" else 1.0
-    ce_term = share_of_ce * ce_loss
+    weight = args.weight
+    ce_term = (1 - weight) * ce_loss if args.method == "scl" else ce_loss
 
-    # The gradient: a plain sum without a gate, else what the rule makes of the two.
+    # The gradient: a plain sum without a gate, else what the gate makes of the two.
     model.zero_grad()
     parameters = list(model.parameters())
-    rule = args.conflict
+    drop = args.conflict == "discard"
     cosines = []
-    if rule == "none":
+    if args.conflict == "none":
         (ce_term + weight * acl_loss).backward()
     elif args.conflict_at == "features":
-        cosines = grad_surgery.acl_grad_features(ce_term, acl_losses, h, parameters, weight, rule)
-    elif rule == "discard":
-        cosines = [grad_surgery.acl_grad(ce_term, acl_loss, parameters, weight)]
+        cosines = grad_surgery.acl_grad_features(ce_term, acl_losses, h, parameters, weight, drop)
     else:
-        cosines = [grad_surgery.apply_rule(ce_term, acl_loss, parameters, weight, rule)]
+        cosines = [grad_surgery.acl_grad(ce_term, acl_loss, parameters, weight, drop)]
     return ce_loss.detach(), acl_loss.detach(), cosines
 
 
@@ -303,9 +292,7 @@ def train_one(args, seed, task, splits, model, tokenizer, device, this_run):
             # Dropout's seed comes from seed and step alone, so that a resumed run draws the same
             # masks.  Steps are 64 apart: each of several processes adds its number, up to 63.
             torch.manual_seed(64 * (seed * 1_000_003 + step))
-            weight = weight_at(args, step)
-            batch = batch.to(device)
-            ce_loss, acl_loss, cosines = training_step(args, model, batch, weight, bf16)
+            ce_loss, acl_loss, cosines = training_step(args, model, batch.to(device), bf16)
 
             # The gradient's length is cut to 1, as BERT's fine-tuning does (our reading).  Three
             # numbers in one transfer, since each transfer waits for the device.
@@ -325,7 +312,7 @@ def train_one(args, seed, task, splits, model, tokenizer, device, this_run):
             # A step's numbers; steps count from 1, lr is the encoder's.  To send them elsewhere,
             # add a line after log_step.
             row = {"step": step, "epoch": epoch, "ce_loss": ce_loss, "acl_loss": acl_loss}
-            row |= telemetry(cosines, args.conflict)
+            row |= telemetry(cosines, drop=args.conflict == "discard")
             row["lr"] = schedule.get_last_lr()[0]
             this_run.log_step(row)
             schedule.step()

@@ -65,13 +65,16 @@ def check_pooler(encoder):
         raise InputError(f"a {kind} encoder has no pooler of [CLS]: use --pooling mean")
 
 
-def pool(encoder, hidden):
-    """Dense and tanh on the first token of hidden (N, L, d): (N, d), in the pooler's own type."""
+def pool(encoder, first):
+    """Dense and tanh on the first tokens (M, N, d) of M layers: (M, N, d), in the pooler's type."""
     pooler = encoder.pooler
-    hidden = hidden.to(next(pooler.parameters()).dtype)
+    first = first.to(next(pooler.parameters()).dtype)
     if isinstance(pooler, nn.Linear):  # ALBERT keeps dense and tanh apart
-        return encoder.pooler_activation(pooler(hidden[:, 0]))
-    return pooler(hidden)
+        return encoder.pooler_activation(pooler(first))
+
+    # The library's pooler takes (N, L, d) and looks at the first token.
+    M, N, _ = first.shape
+    return pooler(first.flatten(0, 1)[:, None]).unflatten(0, (M, N))
 
 
 # ------------------------------------------------------------------------ walking the layers
@@ -111,7 +114,7 @@ def check_layers(model):
             hidden, attention_mask = embed(encoder, batch)
             for layer in encoder.encoder.layer:
                 hidden = layer(hidden, attention_mask)
-            walked = model.represent(hidden, mask)
+            [walked] = model.represent([hidden], mask)
         torch.testing.assert_close(walked, h[-1], atol=1e-4, rtol=0)
     except Exception as error:  # no such attribute, other arguments, a tuple, other numbers
         raise InputError(

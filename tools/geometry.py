@@ -9,17 +9,18 @@ import torch.nn.functional as F
 from acl import check, unit
 
 
-def telemetry(cosines, rule):
+def telemetry(cosines, drop):
     """A step's {cosine, angle, kept} for steps.csv; None where no gate looked.
 
     cosines: of the two gradients; several where each exit decides for itself, then the means.
+    kept: the share of the second gradient that was added; 1 where nothing is dropped.
     """
     if not cosines:
         return {"cosine": None, "angle": None, "kept": None}
     return {
         "cosine": statistics.mean(cosines),
         "angle": statistics.mean(angle(cosine) for cosine in cosines),
-        "kept": statistics.mean(kept(cosine, rule) for cosine in cosines),
+        "kept": statistics.mean(float(cosine >= 0 or not drop) for cosine in cosines),
     }
 
 
@@ -28,22 +29,6 @@ def angle(cosine):
     if math.isnan(cosine):
         return cosine
     return math.degrees(math.acos(max(-1.0, min(1.0, cosine))))
-
-
-def kept(cosine, rule):
-    """The length of what a rule adds, divided by the length of g_ACL.
-
-    discard 1 or 0; project in a conflict the sine of the angle; weigh max(0, cosine); observe 1.
-    """
-    if rule == "observe":
-        return 1.0
-    if math.isnan(cosine):
-        return 0.0
-    if rule == "weigh":
-        return min(1.0, max(0.0, cosine))
-    if rule == "project" and cosine < 0:
-        return math.sqrt(max(0.0, 1 - cosine**2))
-    return 1.0 if cosine >= 0 else 0.0
 
 
 @torch.no_grad()
