@@ -53,20 +53,23 @@ def acl_grad(ce_loss, acl_loss, parameters, weight, drop=True):
     # better: half precision would overflow.
     ours, theirs = [], []
     for a, b in zip(g_ce, g_acl):
-        if a is not None and b is not None:
-            precise = torch.float32 if a.dtype.itemsize < 4 else a.dtype
-            ours.append(a.flatten().to(precise))
-            theirs.append(b.flatten().to(precise))
+        if a is None or b is None:
+            continue
+        precise = torch.float32 if a.dtype.itemsize < 4 else a.dtype
+        ours.append(a.flatten().to(precise))
+        theirs.append(b.flatten().to(precise))
     products = [a.dot(b) for a, b in zip(ours, theirs)]
     products.append(torch.nn.utils.get_total_norm(ours))
     products.append(torch.nn.utils.get_total_norm(theirs))
-    *dots, ce_length, acl_length = torch.stack(products).tolist()  # the only wait for the device
+
+    # All these numbers in one transfer, since each transfer waits for the device.
+    *dots, ce_length, acl_length = torch.stack(products).tolist()
     dot = sum(dots)
 
     # The paper's rule.  NaN fails both comparisons.  0 * g_ACL would not do: 0 * NaN is NaN.
     is_kept = not drop or 0 <= dot < float("inf")
 
-    # g_CE becomes .grad without a copy, unless it is expanded or autograd gave out its memory
+    # g_CE becomes .grad without a copy, unless it is expanded, or autograd gave out its memory
     # twice, as it does for the two terms of a sum.
     times_given = Counter(g.untyped_storage().data_ptr() for g in g_ce if g is not None)
     for p, a, b in zip(parameters, g_ce, g_acl):
