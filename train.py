@@ -273,6 +273,9 @@ def train_one(args, seed, task, splits, model, tokenizer, device, this_run):
     model = processes.share(model)  # unchanged for one process
     processes.say(f"{this_run.folder}: {len(train)} samples, exits {model.exit_layers}, "
                   f"{machine.device_name(device)}, {'bf16' if bf16 else 'fp32'}")
+    if total_steps < 100 and not args.max_steps:
+        processes.say(f"{total_steps} steps in all are few: more --epochs, a smaller --batch-size "
+                      "or a larger --lr may help")
     dev = None
 
     while step < total_steps:

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import math
 
 import torch
 import transformers
@@ -22,8 +23,10 @@ def inputs_for(encoder, batch):
 
 
 def max_length_of(encoder):
-    """The number of tokens that the encoder has positions for."""
-    longest = encoder.config.max_position_embeddings
+    """The number of tokens that the encoder has positions for; infinite for relative positions."""
+    longest = getattr(encoder.config, "max_position_embeddings", -1)
+    if longest < 0:
+        return math.inf
     embeddings = getattr(encoder, "embeddings", None)
     positions = getattr(embeddings, "position_embeddings", None)
     padding = getattr(positions, "padding_idx", None)
@@ -39,19 +42,17 @@ def dropout_of(config):
 
 
 def parse_exits(exits, num_layers):
-    """"all", "last", "3,6,12" or a list of numbers -> sorted list of layer numbers; InputError."""
-    if exits == "all":
-        return list(range(1, num_layers + 1))
-    if exits == "last":
-        return [num_layers]
+    """"all", "last", "3,6,12" or numbers -> sorted list of layer numbers.  Raises InputError."""
+    if isinstance(exits, str):
+        names = {"all": range(1, num_layers + 1), "last": [num_layers]}
+        exits = names.get(exits, exits.split(","))
     try:
-        numbers = exits.split(",") if isinstance(exits, str) else exits
-        layers = sorted({int(str(number)) for number in numbers})  # int(2.5) alone would be 2
+        layers = sorted({int(str(number)) for number in exits})  # int(2.5) alone would be 2
     except (TypeError, ValueError):
         layers = []
     if not layers or layers[0] < 1 or layers[-1] != num_layers:
-        allowed = f"all, last or layers from 1 to {num_layers}, {num_layers} among them"
-        raise InputError(f"exits must be {allowed}, not {exits!r}")
+        raise InputError(f"exits must be all, last or layers from 1 to {num_layers}, with "
+                         f"{num_layers} among them; not {exits}")
     return layers
 
 

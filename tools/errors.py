@@ -73,8 +73,12 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         args, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            similar = difflib.get_close_matches(unknown[0], self._option_string_actions, n=1)
-            hint = f"; did you mean {similar[0]}?" if similar else ""
+            # The option whose help speaks of it (--tau, --lambda), or one of a similar name.
+            word = unknown[0].strip("-")
+            similar = [name for name, action in self._option_string_actions.items()
+                       if word in (action.help or "").split()]
+            similar += difflib.get_close_matches(unknown[0], self._option_string_actions, n=1)
+            hint = f", did you mean {similar[0]}?" if similar else ""
             self.error(f"there is no option {unknown[0]}{hint}")
         return args
 

@@ -7,9 +7,11 @@ classifiers.safetensors.
 
 import safetensors.torch
 import torch
+from datasets import Dataset
 from transformers import AutoModel, AutoTokenizer
 
 import exits
+import glue
 from tools import demo, encoders
 from tools.errors import InputError, is_here, is_out_of_memory, reading, reason
 
@@ -32,7 +34,23 @@ def build_model(args, seed, num_labels, device):
     room = encoders.max_length_of(encoder)
     if args.max_length > room:
         raise InputError(f"--max-length {args.max_length}: this model has {room} positions")
+    try_out(model, tokenizer)
     return model.to(device), tokenizer
+
+
+def try_out(model, tokenizer):
+    """InputError for an encoder that cannot be used, before a folder is made.
+
+    GPT-2 has no padding token, BART and T5 have a decoder: they fail on a padded batch of two.
+    """
+    texts = Dataset.from_dict({"text": ["a", "a a a"], "label": [0, 0]})
+    try:
+        tokens = glue.tokenize(texts, tokenizer, max_length=8)
+        exits.all_exits(model, tokens, tokenizer, torch.device("cpu"))
+    except Exception as error:  # no padding token, other arguments, no hidden states
+        kind = model.encoder.config.model_type
+        raise InputError(f"a {kind} encoder cannot be used here ({reason(error)}); use one like "
+                         "BERT, RoBERTa, ELECTRA or MPNet") from error
 
 
 def load_encoder(name):
