@@ -372,6 +372,33 @@ def test_gradients_of_a_sum_do_not_share_memory():
     assert a.grad.tolist() == [2, 2, 2, 2]
 
 
+def test_a_gradient_is_laid_out_as_its_parameter():
+    """Fused optimizers read both in the order of memory; autograd may return a transposed view.
+    Five steps of AdamW must be those after .backward()."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 3)
+    after = []
+    for gate in (False, True):
+        torch.manual_seed(1)
+        weights = [torch.randn(4, 3, requires_grad=True) for _ in range(2)]
+        unused_by_ce = torch.randn(3, 4, requires_grad=True)
+        parameters = [*weights, unused_by_ce]
+        optimizer = torch.optim.AdamW(parameters, lr=0.1, fused=True)
+        for _ in range(5):
+            optimizer.zero_grad()
+            y = x @ torch.stack(weights).mT  # (2, 5, 4)
+            ce_loss, acl_loss = (y**2).sum(), (y + (x @ unused_by_ce)).tanh().sum()
+            if gate:
+                grad_surgery.acl_grad(ce_loss, acl_loss, parameters, 0.5, drop=False)
+            else:
+                (ce_loss + 0.5 * acl_loss).backward()
+            for p in parameters:
+                assert p.grad.stride() == p.stride()
+            optimizer.step()
+        after.append(torch.cat([p.detach().flatten() for p in parameters]))
+    assert torch.allclose(*after, atol=1e-5)
+
+
 @pytest.mark.parametrize("set_to_none", [True, False])
 @pytest.mark.parametrize("gate", ["acl_grad", "features"])
 def test_micro_batches_add_up_like_backward(gate, set_to_none):
