@@ -590,6 +590,20 @@ def test_every_exit_is_the_encoders_own_hidden_state_pooled(kind, pooling, ragge
         assert torch.allclose(h[-1], outputs.pooler_output, atol=1e-6)
 
 
+def test_classifiers_see_dropout_and_the_contrastive_losses_do_not():
+    model = small_model(dropout=0.0).train()
+    model.dropout.p = 0.5
+    h, logits = model(small_batch(3, 6))
+    torch.manual_seed(7)
+    again, other_logits = model(small_batch(3, 6))
+    assert torch.equal(h, again)
+    assert not torch.allclose(logits, other_logits)
+    torch.manual_seed(7)
+    dropped = F.dropout(h, 0.5)
+    for m, classifier in enumerate(model.classifiers):
+        assert torch.allclose(other_logits[m], classifier(dropped[m]), atol=1e-5)
+
+
 def test_one_exit_is_the_same_class_and_chosen_exits_are_numbered():
     assert small_model(exits_at="last").exit_layers == [3]
     model = small_model(exits_at="1,3").eval()
