@@ -473,7 +473,7 @@ def test_acl_grad_runs_when_pasted_alone():
 
 def step_losses(model, method="acl-cl"):
     """h, L_CE and the summands of L_ACL of one batch; the same dropout in every call."""
-    args = train.parse_args(["--task", "rte", "--method", method, "--exits", "all"])
+    [args] = train.parse_args(["--task", "rte", "--method", method, "--exits", "all"])
     torch.manual_seed(3)
     h, logits = model.train()(small_batch(6, 9))
     labels = torch.tensor([0, 1, 1, 0, 1, 0])
@@ -770,7 +770,8 @@ STEP_LABELS = torch.tensor([0, 1, 1, 0, 1, 0])
 
 
 def options(*words):
-    return train.parse_args(["--task", "rte", *words])
+    [args] = train.parse_args(["--task", "rte", *words])
+    return args
 
 
 METHODS = [

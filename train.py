@@ -1,7 +1,7 @@
 """Fine-tune BERT on GLUE with cross-entropy, SCL, ACL-Embed, ACL-Grad, ACL-CL or distillation.
 
     python train.py --task demo --method acl-cl              # no download, one minute
-    python train.py --task rte --method acl-cl --seeds 1 2 3 # BERT-base and GLUE from the hub
+    python train.py --task rte --method ce acl-cl --seeds 1 2 3   # BERT-base, GLUE from the hub
     python train.py --task rte --method acl-grad --data FOLDER --model FOLDER     # without a hub
     python train.py --task mine --method acl-cl --data mine.csv           # texts of your own
     torchrun --nproc-per-node 2 train.py --task rte --method acl-cl       # processes share a batch
@@ -17,6 +17,7 @@ While it runs there is also checkpoint.pt; after a kill the same command with --
 The score reported is the last epoch's: nothing is picked on dev.
 """
 
+import argparse
 import contextlib
 import math
 
@@ -36,49 +37,60 @@ from tools.geometry import geometry, telemetry
 # -------------------------------------------------------------------------------- options
 
 METHODS = {
-    "ce": "cross-entropy",
-    "scl": "(1 - weight) CE + weight SCL",
-    "acl-embed": "CE + weight ACL-Embed",
-    "acl-grad": "acl-embed, whose gradient is dropped where it conflicts with CE's",
-    "acl-cl": "acl-grad, and the deepest exit guides the others, by the contrastive loss",
-    "kd": "CE + weight distillation from the deepest exit to the others",
+    # Its exits and its gate by default, and its loss at each exit.
+    "ce": ("last", "none", "cross-entropy"),
+    "scl": ("last", "none", "(1 - weight) CE + weight SCL"),
+    "acl-embed": ("last", "none", "CE + weight ACL-Embed"),
+    "acl-grad": ("last", "discard", "CE + weight ACL-Embed"),
+    "acl-cl": ("all", "discard", "CE + weight (ACL-Embed + ACL-CL from the deepest exit)"),
+    "kd": ("all", "none", "CE + weight distillation from the deepest exit"),
 }
 GATES = {
     "none": "one backward of the plain sum; no angle is measured",
     "observe": "the plain sum, its angle measured (the paper's pilot)",
     "discard": "drop the second gradient in a conflict (the paper's ACL-Grad)",
 }
+EXAMPLES = """
+examples:
+  python train.py --task demo --method acl-cl
+  python train.py --task rte --method ce scl acl-grad acl-cl --exits all --seeds 1 2 3
+  python train.py --task mine --method acl-cl --data mine.csv --model FOLDER --pooling mean
+"""
 
 
 def parse_args(argv=None):
-    """The command line as a namespace; ends the program with status 2 for wrong options."""
-    methods = "".join(f"\n  {name:10}{meaning}" for name, meaning in METHODS.items())
-    p = Parser("train.py", description=f"Methods:{methods}")
-    add = p.add_argument
-    # What to train.  Defaults that depend on the task or method are in brackets here, and in
-    # fill_defaults.
+    """The command line as a list of namespaces, one for each method, their defaults filled in.
+
+    Ends the program with status 2 for wrong options.
+    """
+    p = Parser("train.py", description=__doc__.splitlines()[0], epilog=epilog())
+
+    # Defaults that depend on the task or the method are in brackets here, and in fill_defaults.
+    add = p.add_argument_group("what to train").add_argument
     add("--task", required=True, help="cola sst2 mrpc qqp mnli qnli rte wnli demo, or your own")
-    add("--method", required=True, choices=METHODS, help="see above")
+    add("--method", required=True, nargs="+", choices=METHODS, help="one or more; see below")
+    add("--seeds", type=int, nargs="+", default=[1], help="one run each (1)")
     add("--data", default="nyu-mll/glue",
         help="hub id, folder of GLUE files, or a file of yours (%(default)s)")
     add("--model", default="google-bert/bert-base-uncased",
         help="hub id or folder of an encoder (%(default)s)")
+    add("--exits", help="all, last, or layers such as 3,6,12 (all with acl-cl or kd; else last)")
     add("--pooling", choices=("cls", "mean"),
         help="h: the pooler's [CLS], or the mean of tokens (cls; demo: mean)")
-    add("--exits", help="all, last, or layers such as 3,6,12 (last; acl-cl, kd: all)")
-    # The method.
+
+    add = p.add_argument_group("the method").add_argument
     add("--weight", type=float, help="lambda of the second loss (0.1; demo: 0.01; kd: 0.5)")
     add("--temperature", type=float, help="tau of the second loss (0.5; demo: 0.05; kd: 2)")
-    add("--conflict", choices=GATES, help="gate: what a conflict does to the second gradient "
-        "(none; acl-grad, acl-cl: discard)")
+    add("--conflict", choices=GATES,
+        help="gate, see below (discard for acl-grad and acl-cl; else none)")
     add("--conflict-at", choices=("parameters", "features"), default="parameters",
         help="where it is looked for; features: at h, approximate, one backward (%(default)s)")
     add("--exit-weights", choices=("depth", "uniform"), default="depth",
         help="w_m: the exit's layer number, or 1 (%(default)s)")
     add("--no-students-embed", dest="students_embed", action="store_false",
         help="acl-cl: students without an ACL-Embed of their own")
-    # The training.
-    add("--seeds", type=int, nargs="+", default=[1], help="one run each (1)")
+
+    add = p.add_argument_group("the training").add_argument
     add("--epochs", type=int, help="passes over train (3; rte: 8; demo: 7; mrpc, cola, wnli: 5)")
     add("--batch-size", type=int, help="samples a step, and in a contrastive loss (32; demo: 64)")
     add("--lr", type=float, help="peak learning rate of the encoder (2e-5; rte: 5e-5; demo: 1e-3)")
@@ -88,7 +100,8 @@ def parse_args(argv=None):
     add("--max-steps", type=int, help="stop after so many steps")
     add("--limit-train", type=int, help="only the first so many samples of train")
     add("--holdout", type=int, help="the last so many of train become dev: to choose options")
-    # The machine and the files.
+
+    add = p.add_argument_group("machine and files").add_argument
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
         help="auto: bf16 autocast where the hardware has it (%(default)s)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
@@ -97,16 +110,35 @@ def parse_args(argv=None):
     add("--resume", action="store_true", help="go on with unfinished runs")
     add("--save-steps", type=int, help="checkpoint every so many steps, and every epoch's end")
     add("--predict", action="store_true", help="also write GLUE's submission from the test split")
-    args = p.parse_args(argv)
-    fill_defaults(args)
-    check_options(args, p)
-    return args
+    together = p.parse_args(argv)
+
+    # Methods that are compared have the same exits.
+    if together.exits is None:
+        exits_of = [METHODS[method][0] for method in together.method]
+        together.exits = "all" if "all" in exits_of else "last"
+    runs = []
+    for method in together.method:
+        args = argparse.Namespace(**vars(together))
+        args.method = method
+        fill_defaults(args)
+        check_options(args, p)
+        runs.append(args)
+    return runs
+
+
+def epilog():
+    """The methods and gates below the options of --help, and examples."""
+    lines = ["methods:"]
+    for method, (_, gate, meaning) in METHODS.items():
+        lines.append(f"  {method:10}{meaning}" + (", gated" if gate == "discard" else ""))
+    lines.append("\ngates (--conflict):")
+    for gate, meaning in GATES.items():
+        lines.append(f"  {gate:10}{meaning}")
+    return "\n".join(lines) + "\n" + EXAMPLES
 
 
 def fill_defaults(args):
     """The defaults that depend on the task or the method, all in one place."""
-    has_teacher = args.method in ("acl-cl", "kd")
-    has_gate = args.method in ("acl-grad", "acl-cl")
     is_demo = args.task == "demo"
     epochs = {"demo": 7, "rte": 8, "mrpc": 5, "cola": 5, "wnli": 5}
     lr = {"demo": 1e-3, "rte": 5e-5}
@@ -117,10 +149,9 @@ def fill_defaults(args):
         weight, temperature = 0.5, 2.0
     defaults = {
         "pooling": "mean" if is_demo else "cls",
-        "exits": "all" if has_teacher else "last",
         "weight": weight,
         "temperature": temperature,
-        "conflict": "discard" if has_gate else "none",
+        "conflict": METHODS[args.method][1],
         "epochs": epochs.get(args.task, 3),
         "batch_size": 64 if is_demo else 32,
         "lr": lr.get(args.task, 2e-5),
@@ -271,8 +302,9 @@ def train_one(args, seed, task, splits, model, tokenizer, device, this_run):
     optimizer, schedule = make_optimizer(args, model, total_steps)
     step = this_run.restore(model, optimizer, schedule)
     model = processes.share(model)  # unchanged for one process
+    together = f", {processes.count()} processes" if processes.count() > 1 else ""
     processes.say(f"{this_run.folder}: {len(train)} samples, exits {model.exit_layers}, "
-                  f"{machine.device_name(device)}, {'bf16' if bf16 else 'fp32'}")
+                  f"{machine.device_name(device)}{together}, {'bf16' if bf16 else 'fp32'}")
     if total_steps < 100 and not args.max_steps:
         processes.say(f"{total_steps} steps in all are few: more --epochs, a smaller --batch-size "
                       "or a larger --lr may help")
@@ -314,12 +346,14 @@ def train_one(args, seed, task, splits, model, tokenizer, device, this_run):
 
             # A step's numbers; steps count from 1, lr is the encoder's.  To send them elsewhere,
             # add a line after log_step.
-            row = {"step": step, "epoch": epoch, "ce_loss": ce_loss, "acl_loss": acl_loss}
+            row = {"step": step, "epoch": epoch, "ce_loss": ce_loss}
+            if args.method != "ce":
+                row["acl_loss"] = acl_loss
             row |= telemetry(cosines, drop=args.conflict == "discard")
             row["lr"] = schedule.get_last_lr()[0]
             this_run.log_step(row)
             schedule.step()
-            bar.set_postfix_str(f"ce_loss {ce_loss:.3f}, acl_loss {acl_loss:.3f}")
+            bar.set_postfix(ce_loss=f"{ce_loss:.3f}")
             if args.save_steps and step % args.save_steps == 0 and step % steps_per_epoch:
                 this_run.save(model, optimizer, schedule, step)
         this_run.stop_clock()
@@ -385,15 +419,25 @@ def evaluate(model, task, splits, tokenizer, device):
 # --------------------------------------------------------------------------- all the runs
 
 
-def train_all(args):
-    """Check everything, then train seed after seed; nothing is written before the first starts."""
+def train_all(runs):
+    """Train every method with every seed.  runs: what parse_args returns.
+
+    All folders are looked at before anything is trained or written.  Raises InputError.
+    """
     machine.quiet_libraries()
-    machine.pick_threads(args.task)
-    device = machine.pick_device(args.device)
+    machine.pick_threads(runs[0].task)
+    device = machine.pick_device(runs[0].device)
     processes.start(device)
-    planned = processes.from_first(lambda: run.plan(args))
+    planned = processes.from_first(lambda: [run.plan(args) for args in runs])
+    for args, plan in zip(runs, planned):
+        train_method(args, plan, device)
+        run.show_finished(plan)
+
+
+def train_method(args, planned, device):
+    """Train one method, seed after seed.  planned: [(seed, folder, state)] of run.plan."""
     if all(state == "finished" for _, _, state in planned) and not args.predict:
-        return run.show_finished(planned)
+        return
 
     task, texts = glue.load_task(
         args.task, args.data, args.limit_train, args.holdout, with_test=args.predict
@@ -416,13 +460,12 @@ def train_all(args):
             model = processes.share(model.to(device))
         if args.predict:
             run.write_submission(model, task, tokens, tokenizer, device, folder)
-    run.show_finished(planned)
 
 
 def main(argv=None):
-    args = parse_args(argv)
+    runs = parse_args(argv)
     with one_line_errors("train.py"):
-        train_all(args)
+        train_all(runs)
 
 
 if __name__ == "__main__":
