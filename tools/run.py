@@ -12,7 +12,6 @@ Of several processes only the first writes.
 """
 
 import contextlib
-import csv
 import json
 import shlex
 import statistics
@@ -63,8 +62,7 @@ def plan(args):
         if folder.exists():
             take_lock(folder).release()
             check_same(folder, options_of(args, seed))
-            is_finished = (folder / "result.json").exists()
-            state = "finished" if is_finished else "unfinished"
+            state = "finished" if (folder / "result.json").exists() else "unfinished"
         if state == "unfinished" and not args.resume:
             raise InputError(f"{folder} is unfinished; use --resume to go on with it, remove it, "
                              "or choose another --output")
@@ -178,16 +176,19 @@ def read_run(folder):
     folder = Path(folder)
     if not (folder / "result.json").is_file():
         raise InputError(f"{folder} is no finished run: it has no result.json")
-    config = read_json(folder / "config.json")
     result = read_json(folder / "result.json")
     with reading(folder):
-        steps = pandas.read_csv(folder / "steps.csv")
-        table = pandas.read_csv(folder / "exits.csv")
         stored = safetensors.torch.load_file(folder / "dev_logits.safetensors")
         split = next(iter(result["dev"]))
-        logits = stored[f"{split}.logits"]
-        labels = stored[f"{split}.labels"]
-    return FinishedRun(folder, config, result, steps, table, logits, labels)
+        return FinishedRun(
+            folder,
+            read_json(folder / "config.json"),
+            result,
+            steps=pandas.read_csv(folder / "steps.csv"),
+            exits=pandas.read_csv(folder / "exits.csv"),
+            logits=stored[f"{split}.logits"],
+            labels=stored[f"{split}.labels"],
+        )
 
 
 # ------------------------------------------------------------------------------ while it runs
@@ -200,16 +201,12 @@ class Run:
         """Take the lock, write config.json.  Raises InputError."""
         self.folder = folder
         self.seconds = 0.0  # of training, without evaluation
-        self.clock_started = None
         self.logs = {"steps.csv": [], "exits.csv": []}
         self.steps_file = None
         processes.from_first(lambda: self.open_folder(config))
 
     def open_folder(self, config):
         self.lock = take_lock(self.folder)
-        # Between the plan and the lock another process may have been here.
-        if (self.folder / "result.json").exists():
-            raise InputError(f"{self.folder} was finished by another process meanwhile")
         write_json(config, self.folder / "config.json")
 
     def restore(self, model, optimizer, schedule):
@@ -228,19 +225,14 @@ class Run:
             return state["step"]
 
     def start_clock(self):
-        self.clock_started = time.perf_counter()
+        self.started = time.perf_counter() - self.seconds
 
     def stop_clock(self):
-        self.seconds = self.seconds_now()
-        self.clock_started = None
-
-    def seconds_now(self):
-        if self.clock_started is None:
-            return self.seconds
-        return self.seconds + time.perf_counter() - self.clock_started
+        self.seconds = time.perf_counter() - self.started
 
     def log_step(self, row):
         """A step's numbers, unrounded: {column: number}, None where there is none."""
+        self.seconds = time.perf_counter() - self.started  # for a checkpoint in the epoch
         rows = self.logs["steps.csv"]
         rows.append(row)
         if not processes.is_first():
@@ -248,32 +240,27 @@ class Run:
         # A resumed run writes the lines up to its checkpoint again, and drops those after it.
         lines = [row]
         if self.steps_file is None:
-            self.steps_file = open(self.folder / "steps.csv", "w", newline="", encoding="utf-8")
-            self.steps_writer = csv.DictWriter(self.steps_file, row, lineterminator="\n")
-            self.steps_writer.writeheader()
+            self.steps_file = open(self.folder / "steps.csv", "w", encoding="utf-8")
+            print(*row, sep=",", file=self.steps_file)
             lines = rows
         for line in lines:
-            self.steps_writer.writerow(cells_of(line))
-        self.steps_file.flush()
+            print(*cells_of(line), sep=",", file=self.steps_file, flush=True)
 
     def log_exits(self, rows):
         """After an epoch: a dict for each exit and dev split."""
         self.logs["exits.csv"] += rows
+        if processes.is_first():
+            table = pandas.DataFrame(self.logs["exits.csv"])
+            with whole(self.folder / "exits.csv") as new:
+                table.to_csv(new, index=False, float_format="%.4f", na_rep="nan")
 
     def save(self, model, optimizer, schedule, step):
         """Everything that the rest of the run depends on, in one file that replaces the last."""
         if not processes.is_first():
             return
-        # The tables come first: after a kill between them and the checkpoint their epoch is done
-        # again.
-        for name, rows in self.logs.items():
-            if rows and name != "steps.csv":  # which grows as it goes
-                with whole(self.folder / name) as new:
-                    table = pandas.DataFrame(rows)
-                    table.to_csv(new, index=False, float_format="%.4f", na_rep="nan")
         state = {
             "step": step,
-            "seconds": self.seconds_now(),
+            "seconds": self.seconds,
             "logs": self.logs,
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
@@ -303,10 +290,10 @@ class Run:
 
 def cells_of(row):
     """A step's numbers as steps.csv shows them; an empty cell where there is none."""
-    cells = {}
+    cells = []
     for name, value in row.items():
         form = STEP_FORMATS.get(name, "{}")
-        cells[name] = "" if value is None else form.format(value)
+        cells.append("" if value is None else form.format(value))
     return cells
 
 
@@ -321,25 +308,21 @@ def summary(logs, task, args, seed, dev, exit_layers, examples):
     metric = task.metrics[0]
     table = pandas.DataFrame(logs["exits.csv"])
     last = table[table.epoch == table.epoch.max()]
-    split = last.split.iloc[0]
-    by_exit = last.loc[last.split == split, metric].tolist()
+    deepest = last[last.exit_layer == exit_layers[-1]].set_index("split")
+    split = deepest.index[0]  # MNLI has two; the first one counts
+    by_exit = last[last.split == split][metric].tolist()
 
-    # The deepest exit's scores on each dev split.
-    scores = {}
-    for row in last[last.exit_layer == exit_layers[-1]].to_dict("records"):
-        scores[row["split"]] = {name: row[name] for name in task.metrics}
-
-    # A NaN angle is no agreement, so it counts as a conflict.
-    measured = [row for row in logs["steps.csv"] if row["angle"] is not None]
-    conflicts = [not row["angle"] <= 90 for row in measured]
-    kept = [row["kept"] for row in measured]
+    # Without a gate there is no angle.  A NaN angle is no agreement, so it counts as a conflict.
+    judged = [row for row in logs["steps.csv"] if row["angle"] is not None]
+    conflicts = [not row["angle"] <= 90 for row in judged]
+    kept = [row["kept"] for row in judged]
     return {
         "task": task.name,
         "method": args.method,
         "seed": seed,
         "metric": metric,
         "score": by_exit[-1],
-        "dev": scores,
+        "dev": deepest[list(task.metrics)].to_dict("index"),
         "exit_layers": exit_layers,
         "exit_scores": by_exit,
         "mean_exit_score": statistics.mean(by_exit),
@@ -356,44 +339,31 @@ def write_submission(model, task, tokens, tokenizer, device, folder):
 
     All processes compute, since they share each batch; the first writes.
     """
-    for name in tokens:
-        if not name.startswith("test"):
+    endings = {"test": "", "test_matched": "-m", "test_mismatched": "-mm"}  # MNLI has two
+    for split, ending in endings.items():
+        if split not in tokens:
             continue
-        _, logits = exits.all_exits(model, tokens[name], tokenizer, device)
-        predictions = logits[-1].argmax(dim=-1).tolist()
-        names = [task.labels[k] for k in predictions]
-        table = pandas.DataFrame({"index": range(len(names)), "prediction": names})
-
-        # MNLI has two: MNLI-m.tsv, MNLI-mm.tsv.
-        suffix = {"test_matched": "-m", "test_mismatched": "-mm"}.get(name, "")
+        _, logits = exits.all_exits(model, tokens[split], tokenizer, device)
+        names = [task.labels[k] for k in logits[-1].argmax(dim=-1)]
+        table = pandas.DataFrame({"prediction": names})
         if processes.is_first():
-            with whole(folder / f"{task.folder}{suffix}.tsv") as new:
-                table.to_csv(new, sep="\t", index=False)
+            with whole(folder / f"{task.folder}{ending}.tsv") as new:
+                table.to_csv(new, sep="\t", index_label="index")
 
 
 def show_finished(planned):
     """Print where the runs are, what they scored, of several seeds mean and sd, what is next."""
-    if not processes.is_first():
-        return
     scores = []
     for _, folder, state in planned:
         result = read_json(folder / "result.json")
         scores.append(result["score"])
         was = ", finished before" if state == "finished" else ""
-        print(f"{folder}: {result['metric']} {scores[-1]:.2f}, {result['seconds']:.0f} s of "
-              f"training{was}")
+        processes.say(f"{folder}: {result['metric']} {scores[-1]:.2f} (majority class "
+                      f"{result['majority_score']:.2f}), {result['seconds']:.0f} s{was}")
     if len(scores) > 1:
         mean = statistics.mean(scores)
         sd = statistics.stdev(scores)
-        print(f"{result['metric']} {mean:.2f}, sd {sd:.2f} ({len(scores)} seeds)")
-
-    # The last run, exit by exit.
-    by_exit = " ".join(f"{score:.1f}" for score in result["exit_scores"])
-    print(f"{result['metric']} by exit: {by_exit}   (majority class "
-          f"{result['majority_score']:.1f})")
-    if result["conflict_share"] is not None:
-        share = 100 * result["conflict_share"]
-        print(f"steps in conflict (over 90 degrees): {share:.1f} % of {result['steps']}")
+        processes.say(f"{result['metric']} {mean:.2f}, sd {sd:.2f} ({len(scores)} seeds)")
     name = shlex.quote(str(folder))
-    print(f"next: python -m tools.report {name}      scores, speed-ups, angles\n"
-          f"      python -m tools.predict {name} -   classify the sentences you type")
+    processes.say(f"next: python -m tools.report {name}      scores, speed-ups, angles\n"
+                  f"      python -m tools.predict {name} -   classify the sentences you type")
