@@ -1,1 +1,0 @@
-"""What things cost: scripts, and README.md with what they measured."""
