@@ -1,46 +1,51 @@
-"""The modules as one static HTML page: prose and equations left, the code they speak of right.
+"""The five modules as one static HTML page: prose left, equations and their code right.
 
     pip install -r docs/requirements.txt
     python docs/page.py                         # writes docs/acl.html; open it in any browser
 
-docs/rows.py says which lines become prose.  In prose, lines indented by four spaces or more
-and doctests keep their shape, `- ` begins an item, and `name` in backticks links to the
-function of that name.  Mathematics is in EQUATIONS below; the page shows it above the
-docstring of the function it names.  No JavaScript, no network; the modules are read, never
-imported.
+- A docstring stands beside its function's first lines, and a comment beside the lines below it.
+  Where prose is longer than that code, the next comment stays in the code, so that neither
+  column waits for the other.
+- A comment line `# ---- title` is a section's title, and comments below it introduce the section.
+- EQUATIONS has the formulas of docstrings in LaTeX: the page shows these in place of the text.
+
+There is no JavaScript and nothing to load.  The modules are read, never imported.
 """
 
-import argparse
 import ast
 import html
 import re
-import sys
 import textwrap
-from itertools import groupby
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 
-from rows import definitions, read_rows
-
-try:
-    from latex2mathml.converter import convert
-    from pygments import highlight
-    from pygments.formatters import HtmlFormatter
-    from pygments.lexers import PythonConsoleLexer, PythonLexer
-except ImportError as error:
-    sys.stderr.write(f"page.py: no {error.name}; run pip install -r docs/requirements.txt\n")
-    sys.exit(2)
+from latex2mathml.converter import convert
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonConsoleLexer, PythonLexer
 
 DOCS = Path(__file__).resolve().parent
 MODULES = ("acl", "grad_surgery", "exits", "train", "glue")
+DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
 FORMATTER = HtmlFormatter(nowrap=True)
+
+# Pattern -> what prose shows instead: *emphasis*, l_{y_i}, h_i, h^m, tau, lambda.
+TYPOGRAPHY = {
+    r"(?<![\w*])\*(\w[^*]*\w)\*(?![\w*])": r"<em>\1</em>",
+    r"_\{([^{}]+)\}": r"<sub>\1</sub>",
+    r"\b([A-Za-z])_(\w+(?:-[A-Z]\w+)?)": r"\1<sub>\2</sub>",
+    r"(\b[A-Za-z]|tau|[|]|</sub>)\^(\w+)": r"\1<sup>\2</sup>",
+    r"\btau\b": "τ",
+    r"\blambda\b": "λ",
+}
 
 # The table of contents: an idea, what it is, its functions.
 IDEAS = [
     ("The losses", "One kernel, different anchors and keys.", "contrastive_loss scl_loss kd_loss"),
     ("ACL-Embed", "Label embeddings are samples, too.", "acl_embed_loss"),
     ("ACL-CL", "The deepest exit guides the others.", "acl_cl_loss"),
-    ("The gate", "A gradient in conflict goes.", "acl_grad apply_rule acl_grad_features"),
+    ("The gate", "A gradient in conflict goes.", "acl_grad acl_grad_features"),
     ("The exits", "A classifier at chosen layers.", "MultiExitBert MultiExitBert.forward"),
     ("Early exit", "Easy samples leave first.", "early_exit entropy confidence patience pcee"),
     ("One training step", "From a batch to its gradient.", "losses second_loss training_step"),
@@ -51,33 +56,33 @@ IDEAS = [
 EQUATIONS = {
     "contrastive_loss": r"""
         \begin{split}
-        \mathcal{L} &= \underset{a : P(a) \neq \emptyset}{\text{mean}} \; \frac{-1}{|P(a)|}
-        \sum_{p \in P(a)} \log \, \mathrm{prob}(p \mid a) \\
+        z &= \frac{x}{\lVert x \rVert} \\
         \mathrm{prob}(b \mid a) &= \frac{\exp(z_a \cdot z_b / \tau)}
-        {\sum_c \exp(z_a \cdot z_c / \tau)}
-        \qquad z = \frac{x}{\lVert x \rVert}
+        {\sum_{b'} \exp(z_a \cdot z_{b'} / \tau)} \\
+        \mathcal{L} &= \underset{a}{\text{mean}} \; \frac{-1}{|P(a)|}
+        \sum_{p \in P(a)} \log \, \mathrm{prob}(p \mid a)
         \end{split}""",
     "scl_loss": r"""
         \begin{split}
-        \mathcal{L}_{\text{SCL}} &= \underset{i : P(i) \neq \emptyset}{\text{mean}}
-        \; \frac{-1}{|P(i)|}
+        \mathcal{L}_{\text{SCL}} &= \underset{i}{\text{mean}} \; \frac{-1}{|P(i)|}
         \sum_{p \in P(i)} \log \, \mathrm{prob}(p \mid i) \\
         \mathrm{prob}(b \mid i) &= \frac{\exp(z_i \cdot z_b / \tau)}
-        {\sum_{c \neq i} \exp(z_i \cdot z_c / \tau)}
+        {\sum_{b' \neq i} \exp(z_i \cdot z_{b'} / \tau)}
         \end{split}""",
     "acl_embed_loss": r"""
         \begin{split}
-        \mathcal{L}_{\text{ACL-Embed}} &= \mathcal{L}_{\text{SCL}}(\text{items}, \text{labels}) \\
         \text{items} &= \{ h_1, \dots, h_N, \; l_1, \dots, l_K \} \\
-        \text{labels} &= \{ y_1, \dots, y_N, \; 1, \dots, K \}
+        \text{labels} &= \{ y_1, \dots, y_N, \; 1, \dots, K \} \\
+        \mathcal{L}_{\text{ACL-Embed}} &= \mathcal{L}_{\text{SCL}}(\text{items}, \text{labels})
         \end{split}""",
     "acl_cl_loss": r"""
         \begin{split}
+        \text{keys} &= \text{sg} \{ h^M_1, \dots, h^M_N, \; l^M_1, \dots, l^M_K \} \\
+        \text{labels} &= \{ y_1, \dots, y_N, \; 1, \dots, K \} \\
         \mathcal{L}^m_{\text{ACL-CL}} &= \frac{1}{N} \sum_{i=1}^{N} \; \frac{-1}{|P(i)|}
         \sum_{p \in P(i)} \log \, \mathrm{prob}(p \mid i) \\
         \mathrm{prob}(b \mid i) &= \frac{\exp(z^m_i \cdot z_b / \tau)}
-        {\sum_c \exp(z^m_i \cdot z_c / \tau)} \\
-        b, c &\in \text{sg} \{ h^M_1, \dots, h^M_N, \; l^M_1, \dots, l^M_K \}
+        {\sum_{b'} \exp(z^m_i \cdot z_{b'} / \tau)}
         \end{split}""",
     "kd_loss": r"""
         \mathcal{L}_{\text{KD}} = \frac{\tau^2}{N} \sum_{i=1}^{N} \text{KL} \left(
@@ -90,10 +95,6 @@ EQUATIONS = {
         \text{keep } \mathcal{L}^m_{\text{ACL}} \; \Leftrightarrow \; \left\langle
         \frac{\partial \mathcal{L}_{\text{CE}}}{\partial h^m} ,
         \frac{\partial \mathcal{L}^m_{\text{ACL}}}{\partial h^m} \right\rangle \geq 0""",
-    "entropy": r"\frac{H(p^m)}{\log \, K} \leq \text{threshold}",
-    "confidence": r"\max_k \; p^m_k \geq \text{threshold}",
-    "normalised_entropy": r"""
-        \frac{H(p)}{\log \, K} = - \frac{1}{\log \, K} \sum_{k=1}^{K} p_k \, \log \, p_k""",
     "losses": r"""
         \mathcal{L}_{\text{CE}} = \frac{ \sum_m w_m \mathcal{L}^m_{\text{CE}} }{ \sum_m w_m }
         \qquad
@@ -101,148 +102,202 @@ EQUATIONS = {
 }
 
 
-def inline(text, targets):
-    """Plain text -> HTML with `code` and *emphasis*; targets: {function name: anchor}."""
-    out = ""
-    for place, piece in enumerate(re.split("`([^`]+)`", text)):
-        shown = html.escape(piece, quote=False)
-        is_code = place % 2 == 1
-        if is_code:
-            anchor = targets.get(piece.removesuffix("()"))
-            link = f'<a href="#{anchor}"><code>{shown}</code></a>'
-            out += link if anchor else f"<code>{shown}</code>"
-        else:
-            out += re.sub(r"(?<![\w*])\*(\w[^*]*\w)\*(?![\w*])", r"<em>\1</em>", shown)
-    return out
+# -------------------------------------------------------------------------------- reading
 
 
-def paragraphs(text, targets):
-    """Lines of prose -> a paragraph, then a list of the lines' `- ` items."""
-    first, *items = re.split("^- ", text, flags=re.MULTILINE)
-    out = f"<p>{inline(first, targets)}</p>" if first.strip() else ""
-    if items:
-        out += "<ul>" + "".join(f"<li>{inline(item, targets)}</li>" for item in items) + "</ul>"
-    return out
+@dataclass
+class Row:
+    """A piece of prose and the lines of code that it speaks of."""
+
+    title: str = ""  # of the section that starts here
+    name: str = ""  # of the function that starts here
+    prose: str = ""
+    caption: str = ""  # what stands below the equation
+    code: list = field(default_factory=list)  # numbers of lines, blank ones between them included
+
+    def room(self):
+        """How many more lines of code fit beside the prose, in the page's letters."""
+        prose = 1.5 * len(self.prose.splitlines()) + 2 * bool(self.name)
+        code = len(self.code) + 8 * (self.name in EQUATIONS)
+        return prose - code
 
 
-def prose(text, targets):
-    """A docstring or a block of comments -> HTML."""
-    out = ""
-    for block in re.split(r"\n[ \t]*\n", text.strip("\n")):
-        if block.startswith(">>> "):
-            out += f"<pre>{highlight(block, PythonConsoleLexer(), FORMATTER)}</pre>"
+def definitions(node, prefix=""):
+    """Yield (dotted name, node) of a module's functions, classes and methods."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, DEFINITIONS):
+            yield prefix + child.name, child
+        if isinstance(child, ast.ClassDef):
+            yield from definitions(child, f"{child.name}.")
+
+
+def docstring_lines(node):
+    """The numbers of the lines of a docstring."""
+    if ast.get_docstring(node) is None:
+        return []
+    return range(node.body[0].lineno, node.body[0].end_lineno + 1)
+
+
+def row_of(name, node):
+    """The row where a function starts.  An equation takes the place of the docstring's first
+    indented block; what that says behind its formulas becomes the caption."""
+    row = Row(name=name, prose=ast.get_docstring(node) or "")
+    if name in EQUATIONS:
+        above, block, below = re.split(r"\n((?: {4}.*\n)+)", row.prose, maxsplit=1)
+        row.prose = above + below
+        pieces = re.split(r"\n *| {5,}", block.strip())
+        row.caption = "; ".join(piece for piece in pieces if not re.search("[={]", piece))
+    return row
+
+
+def read_rows(text):
+    """Python source -> its rows, in order.  Every line of code is in exactly one of them."""
+    tree = ast.parse(text)
+    docstrings = {*docstring_lines(tree)}
+    starts = {}  # number of a function's first line: its row
+    for name, node in definitions(tree):
+        docstrings.update(docstring_lines(node))
+        first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+        starts[first] = row_of(name, node)
+
+    rows = [Row()]
+    above = "blank"  # what the line above is: blank, code, a comment in the code, or prose
+    for number, line in enumerate(text.splitlines(), start=1):
+        row = rows[-1]
+        comment = re.match(" *# ?(-{3,} *)?(.*)", line)
+        is_top = not line.startswith(" ")
+        # A comment in a function stays in the code as long as there is room beside the prose.
+        is_prose = is_top or above == "prose" or row.room() <= 0
+        if number in docstrings:
             continue
-        for indented, group in groupby(block.split("\n"), key=lambda line: line[:4].isspace()):
-            lines = "\n".join(group)
-            if indented:
-                out += f"<pre>{html.escape(textwrap.dedent(lines), quote=False)}</pre>"
-            else:
-                out += paragraphs(lines, targets)
-    return out
+        if number in starts:
+            rows.append(starts[number])
+            above = "code"
+        elif not line:
+            above = "blank"
+        elif comment and comment[1]:
+            rows.append(Row(title=comment[2]))
+            above = "prose"
+        elif comment and above != "comment" and is_prose:
+            if row.code or above == "blank":
+                rows.append(Row())
+            rows[-1].prose += f"{comment[2]}\n"
+            above = "prose"
+        else:
+            if above == "blank" and is_top:
+                rows.append(Row())
+            above = "comment" if comment else "code"
+        if above in ("code", "comment") or rows[-1].code:
+            rows[-1].code.append(number)
+    return [row for row in rows if row != Row()]
 
 
-def equation(name):
-    """The MathML of a function's equation; empty if it has none."""
-    if name not in EQUATIONS:
-        return ""
-    mathml = convert(textwrap.dedent(EQUATIONS[name]).strip(), display="block")
-    # What latex2mathml does not know it shows as it stands.
-    unknown = re.search(r"\\\w+", mathml)
-    if unknown:
-        raise ValueError(f"latex2mathml does not know {unknown[0]} in EQUATIONS[{name!r}]")
-    return f'<div class="equation">{mathml}</div>'
+# -------------------------------------------------------------------------------- writing
 
 
-def highlighted_lines(text, targets):
-    """Python source -> the HTML of each line; a call of a known function links to it."""
+def link_all(pattern, text, targets):
+    """HTML whose matches of the pattern lead to the function that they name, if it is known."""
 
     def link(match):
         anchor = targets.get(match[1])
         return f'<a href="#{anchor}">{match[0]}</a>' if anchor else match[0]
 
-    code = highlight(text, PythonLexer(stripnl=False), FORMATTER)
-    called = r'<span class="n">(\w+)</span>(?=<span class="p">\()'
-    return re.sub(called, link, code).split("\n")
+    return re.sub(pattern, link, text)
 
 
-def row_html(row, module, lines, targets):
-    left, anchor, width = equation(row.name) + prose(row.prose, targets), "", ""
-    if row.name:
-        anchor = f' id="{module}.{row.name}"'
-        where = f"<small>{module}.py, line {row.code[0]}</small>"
-        left = f"<h4>{row.name} {where}</h4>" + left
-    if row.title:
-        left = f"<h3>{html.escape(row.title)}</h3>" + left
-    right = "\n".join(lines[number - 1] for number in row.code).rstrip()
-    if right:
-        right = f'<pre class="code">{right}</pre>'
-    else:
-        width = " wide"
-    return f'<section class="row{width}"{anchor}><div class="prose">{left}</div>{right}</section>\n'
+def inline(text, targets):
+    """Plain text -> HTML with `code`, *emphasis*, and the indices of l_{y_i} below the line."""
+    pieces = html.escape(text, quote=False).split("`")
+    for place in range(0, len(pieces), 2):  # what is not in backticks
+        for pattern, form in TYPOGRAPHY.items():
+            pieces[place] = re.sub(pattern, form, pieces[place])
+    for place in range(1, len(pieces), 2):
+        pieces[place] = f"<code>{pieces[place]}</code>"
+    return link_all("<code>([\\w.]+)</code>", "".join(pieces), targets)
 
 
-def module_html(module, text, targets):
-    introduction = prose(ast.get_docstring(ast.parse(text)) or "", targets)
-    lines = highlighted_lines(text, targets)
-    rows = [row_html(row, module, lines, targets) for row in read_rows(text)]
-    return (
-        f'<h2 id="{module}">{module}.py <a href="#contents">contents</a></h2>\n'
-        f'<section class="row wide"><div class="prose">{introduction}</div></section>\n'
-        + "".join(rows)
-    )
-
-
-def contents_html(targets):
+def prose_html(text, targets):
+    """A docstring or a block of comments -> HTML: paragraphs, and blocks that keep their shape."""
     out = ""
-    for idea, sentence, names in IDEAS:
-        links = [f'<a href="#{targets[name]}"><code>{name}</code></a>' for name in names.split()]
-        out += f"<li><strong>{idea}</strong> {sentence}<br>{', '.join(links)}</li>\n"
+    for block in re.split("\n\n+", text.strip("\n")):
+        if block.startswith(">>> "):
+            out += f"<pre>{highlight(block, PythonConsoleLexer(), FORMATTER)}</pre>"
+        elif block.startswith("    "):
+            out += f"<pre>{html.escape(textwrap.dedent(block), quote=False)}</pre>"
+        elif block:
+            out += f"<p>{inline(block, targets)}</p>"
     return out
 
 
-def check_names(homes):
-    """ValueError if a function named at the top of this file is not in one module."""
-    for name in [*EQUATIONS, *" ".join(names for _, _, names in IDEAS).split()]:
-        found = homes.get(name, [])
-        if len(found) != 1:
-            where = " and ".join(found) or "no module"
-            raise ValueError(f"{name} is defined in {where}; mend IDEAS or EQUATIONS")
+def row_html(row, module, lines, targets):
+    left, right = prose_html(row.prose, targets), ""
+    if row.name:
+        left = f"<h4>{row.name} <small>{module}.py, line {row.code[0]}</small></h4>{left}"
+    if row.title:
+        left = f"<h3>{html.escape(row.title)}</h3>{left}"
+    if row.name in EQUATIONS:
+        right = convert(textwrap.dedent(EQUATIONS[row.name]).strip(), display="block")
+        right += f"<p>{inline(row.caption, targets)}</p>"
+    code = "\n".join(lines[number - 1] for number in row.code).rstrip()
+    if code:
+        right += f"<pre>{code}</pre>"
+    is_even = left and right and -20 < row.room() < 7
+    kind = "row" if is_even else "row wide"
+    cells = f'<div class="prose">{left}</div><div class="code">{right}</div>'
+    anchor = f' id="{module}.{row.name}"' if row.name else ""
+    return f'<section class="{kind}"{anchor}>{cells}</section>\n'
 
 
-def build(root=DOCS.parent):
-    """The whole page, from the modules in `root`.  ValueError: see check_names, equation."""
-    texts = {module: (root / f"{module}.py").read_text(encoding="utf-8") for module in MODULES}
-    homes = {}
-    for module, text in texts.items():
-        for name, _ in definitions(ast.parse(text)):
-            homes.setdefault(name, []).append(module)
-    check_names(homes)
-    targets = {name: f"{modules[0]}.{name}" for name, modules in homes.items()}
-    body = ""
-    for module, text in texts.items():
-        # A name that two modules define means, in each of them, its own.
-        own = {name: f"{module}.{name}" for name, found in homes.items() if module in found}
-        body += module_html(module, text, targets | own)
-    style = (DOCS / "page.css").read_text(encoding="utf-8")
+def introduction(tree, text):
+    """A module's docstring without the formulas that a function's docstring repeats."""
+    kept = []
+    for line in ast.get_docstring(tree).splitlines():
+        formula = line.strip().split("   ")[0]
+        if " = " not in formula or text.count(formula) == 1:
+            kept.append(line)
+    return "\n".join(kept)
+
+
+def module_html(module, targets):
+    text = (DOCS.parent / f"{module}.py").read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    own = {name: f"{module}.{name}" for name, _ in definitions(tree)}
+    code = highlight(text, PythonLexer(stripnl=False), FORMATTER)
+    called = r'<span class="n">(\w+)</span>(?=<span class="p">\()'
+    lines = link_all(called, code, targets | own).split("\n")
+    out = f'<h2 id="{module}">{module}.py <a href="#contents">contents</a></h2>\n'
+    for row in [Row(prose=introduction(tree, text)), *read_rows(text)]:
+        out += row_html(row, module, lines, targets | own)
+    return out
+
+
+def build():
+    """The whole page."""
+    targets = {}  # function: anchor; of a name that two modules define, the first one's
+    for module in reversed(MODULES):
+        tree = ast.parse((DOCS.parent / f"{module}.py").read_text(encoding="utf-8"))
+        for name, _ in definitions(tree):
+            targets[name] = f"{module}.{name}"
+
+    contents = ""
+    for idea, sentence, names in IDEAS:
+        links = [f'<a href="#{targets[name]}"><code>{name}</code></a>' for name in names.split()]
+        contents += f"<li><strong>{idea}</strong> {sentence}<br>{', '.join(links)}</li>\n"
+
+    style = ""
     for scheme, colours in (("light", "default"), ("dark", "github-dark")):
         rules = "\n".join(HtmlFormatter(style=colours).get_token_style_defs("pre"))
         style += f"@media (prefers-color-scheme: {scheme}) {{\n{rules}\n}}\n"
+
+    body = "".join(module_html(module, targets) for module in MODULES)
     template = Template((DOCS / "page_template.html").read_text(encoding="utf-8"))
-    return template.substitute(style=style, contents=contents_html(targets), body=body)
+    return template.substitute(style=style, contents=contents, body=body)
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=DOCS / "acl.html", help="docs/acl.html")
-    output = parser.parse_args(argv).output
-    try:
-        # A page made before may be replaced, any other file may not.
-        if output.exists() and 'content="docs/page.py"' not in output.read_text(errors="replace"):
-            raise ValueError(f"{output} was not made by this command; choose another --output")
-        output.write_text(build(), encoding="utf-8")
-    except (OSError, SyntaxError, ValueError) as error:
-        parser.exit(2, f"page.py: {error}\n")
-    print(f"{output}: {output.stat().st_size / 1000:.0f} KB")
+def main():
+    page = DOCS / "acl.html"
+    page.write_text(build(), encoding="utf-8")
+    print(f"{page}: {page.stat().st_size / 1000:.0f} KB")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,168 @@
+"""The page beside the paper: every line of code, each formula once, and links that lead somewhere."""
+
+import ast
+import html
+import io
+import re
+import sys
+import tokenize
+import xml.etree.ElementTree
+from pathlib import Path
+
+import pytest
+
+for package in ("latex2mathml", "pygments"):
+    pytest.importorskip(package, reason=f"no {package}: pip install -r docs/requirements.txt")
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "docs"))
+
+import page
+
+NO_CODE = (
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+)
+
+
+@pytest.fixture(scope="module")
+def built():
+    return page.build()
+
+
+def code_lines(text):
+    """Slowly: the lines that a token of code touches, without the docstrings."""
+    touched = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in NO_CODE:
+            touched.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, *page.DEFINITIONS)):
+            touched -= set(page.docstring_lines(node))
+    lines = text.splitlines()
+    return [lines[number - 1] for number in sorted(touched) if lines[number - 1].strip()]
+
+
+@pytest.mark.parametrize("module", page.MODULES)
+def test_every_line_of_code_stands_once_and_in_order(built, module):
+    _, _, rest = built.partition(f'<h2 id="{module}">')
+    section = rest.partition("<h2 ")[0]
+    cells = re.findall("<pre>((?:(?!</pre>).)*)</pre></div></section>", section, re.DOTALL)
+    shown = html.unescape(re.sub("<[^>]+>", "", "\n".join(cells)))
+    source = (page.DOCS.parent / f"{module}.py").read_text(encoding="utf-8")
+    lines = [line for line in shown.splitlines() if not line.lstrip().startswith("#")]
+    assert [line for line in lines if line.strip()] == code_lines(source)
+
+
+def test_every_link_has_a_target(built):
+    ids = re.findall(' id="([^"]+)"', built)
+    assert len(ids) == len(set(ids))
+    hrefs = re.findall('href="([^"]+)"', built)
+    inside = {href[1:] for href in hrefs if href.startswith("#")}
+    assert inside <= set(ids)
+    assert "acl.contrastive_loss" in inside  # called in acl.py, spoken of in its docstring
+    assert set(hrefs) - {f"#{name}" for name in inside} == {"https://arxiv.org/abs/2602.03563"}
+    assert not re.search("<(script|link|img|iframe)", built)
+
+
+def test_each_formula_stands_once(built):
+    sections = re.findall(r'<section[^>]* id="\w+\.([\w.]+)">(.*?)</section>', built, re.DOTALL)
+    shown = {}
+    for name, section in sections:
+        formulas = re.findall("<math.*?</math>", section, re.DOTALL)
+        if formulas:
+            [shown[name]] = formulas
+    assert shown.keys() == page.EQUATIONS.keys()
+    for formula in shown.values():
+        leaves = "".join(xml.etree.ElementTree.fromstring(formula).itertext())
+        assert "\\" not in leaves  # a command that latex2mathml does not know
+        assert "&" not in leaves
+
+    # Nor does it stand as text, or raw in the prose.
+    prose = "".join(re.findall('<div class="prose">(.*?)</div>', built, re.DOTALL))
+    for text in ("sum_{p in P", "prob(b|i) =", "g = g_CE + lambda * 1[", "l_{y_i}"):
+        assert html.escape(text) not in prose
+    assert "l<sub>y<sub>i</sub></sub>" in prose
+
+
+SOURCE = '''"""What the module is."""
+import math
+# First a constant,
+# in two lines.
+TWO = 2  # behind code
+
+# ---- a section
+# Its introduction.
+
+# Of the whole file.
+
+@cache
+def double(x):
+    """Twice x.
+
+    x: a number
+    """
+    # There is room for this comment,
+    # which has two lines.
+    y = TWO * x
+    print(
+        y,
+    )
+
+    # There is none for this one.
+    return y
+
+
+OTHER = 1
+'''
+
+
+def test_rows_of_a_small_file():
+    lines = SOURCE.splitlines()
+    found = []
+    for row in page.read_rows(SOURCE):
+        code = [lines[number - 1].strip() for number in row.code if lines[number - 1]]
+        found.append((row.title, row.name, row.prose.strip(), code))
+    assert found == [
+        ("", "", "", ["import math"]),
+        ("", "", "First a constant,\nin two lines.", ["TWO = 2  # behind code"]),
+        ("a section", "", "Its introduction.", []),
+        ("", "", "Of the whole file.", []),
+        (
+            "",
+            "double",
+            "Twice x.\n\nx: a number",
+            [
+                "@cache",
+                "def double(x):",
+                "# There is room for this comment,",
+                "# which has two lines.",
+                "y = TWO * x",
+                "print(",
+                "y,",
+                ")",
+            ],
+        ),
+        ("", "", "There is none for this one.", ["return y"]),
+        ("", "", "", ["OTHER = 1"]),
+    ]
+
+
+def test_an_equation_takes_the_place_of_its_text(monkeypatch):
+    docstring = "Sums up.\n\n    s = sum_i x_i      x_i: an item\n    P(i):    the others\n\nx (N,)."
+    tree = ast.parse(f'def total(x):\n    """{docstring}"""')
+    monkeypatch.setitem(page.EQUATIONS, "total", "s")
+    row = page.row_of("total", tree.body[0])
+    assert row.prose.split("\n\n") == ["Sums up.", "x (N,)."]
+    assert row.caption.split("; ") == ["x_i: an item", "P(i):    the others"]
+
+
+def test_prose_keeps_shapes_and_links_functions():
+    text = "Like `loss` and\n*this*, a_i * b < c^m:\n\n    x  =  1"
+    assert page.prose_html(text, {"loss": "acl.loss"}) == (
+        '<p>Like <a href="#acl.loss"><code>loss</code></a> and\n'
+        "<em>this</em>, a<sub>i</sub> * b &lt; c<sup>m</sup>:</p><pre>x  =  1</pre>"
+    )
