@@ -44,16 +44,17 @@ TINY = {
 MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536}
 SHAPES = {"tiny": TINY, "minilm": MINILM, "bert-base": {}}  # {}: BertConfig's defaults
 
-# The project's own losses, lambda and tau; with one exit acl-cl's second loss is ACL-Embed.
-ARGS = train.parse_args(["--task", "rte", "--method", "acl-cl"])
-WEIGHT = ARGS.weight
+# The project's own losses, lambda and tau.
+ONE_EXIT = train.parse_args(["--task", "rte", "--method", "acl-embed"])
+ALL_EXITS = train.parse_args(["--task", "rte", "--method", "acl-cl"])
+WEIGHT = ONE_EXIT.weight
 
 
 class Losses(NamedTuple):
     """What one forward gives to a contestant."""
 
     ce: torch.Tensor  # scalar
-    acl: list  # of M scalars
+    acl: torch.Tensor  # (M,)
     h: torch.Tensor  # (M, N, d)
     parameters: list
 
@@ -72,12 +73,12 @@ def plain_ce(losses):
 
 
 def plain_sum(losses):
-    (losses.ce + WEIGHT * sum(losses.acl)).backward()
+    (losses.ce + WEIGHT * losses.acl.sum()).backward()
 
 
 def exact_gate(losses):
     """The paper's rule, as this project has it."""
-    cosine = acl_grad(losses.ce, sum(losses.acl), losses.parameters, WEIGHT)
+    cosine = acl_grad(losses.ce, losses.acl.sum(), losses.parameters, WEIGHT)
     return not cosine >= 0
 
 
@@ -91,7 +92,7 @@ def gate_at_features(losses):
 def batched_gate(losses):
     """The paper's rule with both gradients from one backward under vmap: the work of two
     backwards, but half the launches on a GPU."""
-    both = torch.stack([losses.ce, sum(losses.acl)])
+    both = torch.stack([losses.ce, losses.acl.sum()])
     one_each = torch.eye(2, dtype=both.dtype, device=both.device)
     gradients = torch.autograd.grad(
         both, losses.parameters, one_each, is_grads_batched=True, allow_unused=True
@@ -115,12 +116,12 @@ def flat_pcgrad(losses):
     losses reach and the rest apart, and cut into parameters again.
     """
     flat, reached = [], []  # (P,) of each loss
-    for loss in (losses.ce, WEIGHT * sum(losses.acl)):
+    for loss in (losses.ce, WEIGHT * losses.acl.sum()):
         for p in losses.parameters:
             p.grad = None
         loss.backward(retain_graph=True)
         grads = [p.grad for p in losses.parameters]
-        flat.append(parameters_to_vector(copies(losses.parameters, grads)))
+        flat.append(vector_of(losses.parameters, grads))
         masks = [torch.full_like(p, p.grad is not None) for p in losses.parameters]
         reached.append(parameters_to_vector(masks))
 
@@ -139,15 +140,16 @@ def flat_pcgrad(losses):
     vector_to_parameters(merged, [p.grad for p in losses.parameters])
 
 
-def copies(parameters, grads):
-    """A gradient for each parameter, zeros where there is none."""
+def vector_of(parameters, grads):
+    """All gradients as one vector (P,), zeros where there is none."""
     pairs = zip(parameters, grads)
-    return [torch.zeros_like(p) if g is None else g.clone() for p, g in pairs]
+    parts = [torch.zeros_like(p) if g is None else g.clone() for p, g in pairs]
+    return torch.cat([part.flatten() for part in parts])
 
 
 def torchjd_pcgrad(losses):
     """TorchJD's PCGrad, as its documentation has it."""
-    backward([losses.ce, WEIGHT * sum(losses.acl)], inputs=losses.parameters)
+    backward([losses.ce, WEIGHT * losses.acl.sum()], inputs=losses.parameters)
     jac_to_grad(losses.parameters, PCGrad())
 
 
@@ -186,9 +188,9 @@ def step(model, batch, contestant, seed, sign=1):
     model.zero_grad(set_to_none=True)
     torch.manual_seed(seed)
     h, logits = model(batch)
-    ce_loss, acl_losses = train.losses(ARGS, model, h, logits, batch["label"])
-    acl_losses = [sign * loss for loss in acl_losses]
-    return contestant(Losses(ce_loss, acl_losses, h, list(model.parameters())))
+    args = ONE_EXIT if len(h) == 1 else ALL_EXITS
+    ce_loss, acl_losses = train.losses(args, model, h, logits, batch["label"])
+    return contestant(Losses(ce_loss, sign * acl_losses, h, list(model.parameters())))
 
 
 def check(exits):
@@ -204,7 +206,7 @@ def check(exits):
         for name, contestant in CONTESTANTS.items():
             conflict = step(model, batch, contestant, 0, sign)
             grads = [p.grad for p in model.parameters()]
-            found[name] = parameters_to_vector(copies(model.parameters(), grads))
+            found[name] = vector_of(model.parameters(), grads)
             twin = {True: "plain CE", False: "plain sum"}.get(conflict, name)
             if "PCGrad" in name:
                 twin = "flat PCGrad"
