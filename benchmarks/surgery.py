@@ -45,8 +45,7 @@ MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536}
 SHAPES = {"tiny": TINY, "minilm": MINILM, "bert-base": {}}  # {}: BertConfig's defaults
 
 # The project's own losses, lambda and tau.
-ONE_EXIT = train.parse_args(["--task", "rte", "--method", "acl-embed"])
-ALL_EXITS = train.parse_args(["--task", "rte", "--method", "acl-cl"])
+ONE_EXIT, ALL_EXITS = train.parse_args(["--task", "rte", "--method", "acl-embed", "acl-cl"])
 WEIGHT = ONE_EXIT.weight
 
 
