@@ -30,6 +30,10 @@ MODULES = ("acl", "grad_surgery", "exits", "train", "glue")
 DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
 FORMATTER = HtmlFormatter(nowrap=True)
 
+# How many lines of code too many, or too few, may stand beside a piece of prose.
+LONG_CODE = -20
+LONG_PROSE = 7
+
 # Pattern -> what prose shows instead: *emphasis*, l_{y_i}, h_i, h^m, tau, lambda.
 TYPOGRAPHY = {
     r"(?<![\w*])\*(\w[^*]*\w)\*(?![\w*])": r"<em>\1</em>",
@@ -161,17 +165,21 @@ def read_rows(text):
         starts[first] = row_of(name, node)
 
     rows = [Row()]
+    in_function = False
     above = "blank"  # what the line above is: blank, code, a comment in the code, or prose
     for number, line in enumerate(text.splitlines(), start=1):
         row = rows[-1]
         comment = re.match(" *# ?(-{3,} *)?(.*)", line)
         is_top = not line.startswith(" ")
-        # A comment in a function stays in the code as long as there is room beside the prose.
-        is_prose = is_top or above == "prose" or row.room() <= 0
+        # Within a function a comment stays in the code as long as there is room beside the prose,
+        # and where the code is so long that it has the whole width.
+        is_due = in_function and LONG_CODE < row.room() <= 0
+        is_prose = is_top or above == "prose" or is_due
         if number in docstrings:
             continue
         if number in starts:
             rows.append(starts[number])
+            in_function = True
             above = "code"
         elif not line:
             above = "blank"
@@ -186,6 +194,7 @@ def read_rows(text):
         else:
             if above == "blank" and is_top:
                 rows.append(Row())
+                in_function = False
             above = "comment" if comment else "code"
         if above in ("code", "comment") or rows[-1].code:
             rows[-1].code.append(number)
@@ -241,7 +250,7 @@ def row_html(row, module, lines, targets):
     code = "\n".join(lines[number - 1] for number in row.code).rstrip()
     if code:
         right += f"<pre>{code}</pre>"
-    is_even = left and right and -20 < row.room() < 7
+    is_even = left and right and LONG_CODE < row.room() < LONG_PROSE
     kind = "row" if is_even else "row wide"
     cells = f'<div class="prose">{left}</div><div class="code">{right}</div>'
     anchor = f' id="{module}.{row.name}"' if row.name else ""
