@@ -259,7 +259,6 @@ def documented():
         for line in lines:
             if line.startswith("| `"):
                 names += re.findall("`([^`]+)`", line.split("|")[1])
-        assert len(set(names)) == len(names)
         found[title.replace("`", "").replace(" and so on", "")] = names
     return found
 
