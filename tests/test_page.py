@@ -1,4 +1,4 @@
-"""The page beside the paper: every line of code, each formula once, and links that lead somewhere."""
+"""The page beside the paper: every line of code, each formula once, links that lead somewhere."""
 
 import ast
 import html
@@ -151,8 +151,8 @@ def test_rows_of_a_small_file():
 
 
 def test_an_equation_takes_the_place_of_its_text(monkeypatch):
-    docstring = "Sums up.\n\n    s = sum_i x_i      x_i: an item\n    P(i):    the others\n\nx (N,)."
-    tree = ast.parse(f'def total(x):\n    """{docstring}"""')
+    formula = "    s = sum_i x_i      x_i: an item\n    P(i):    the others\n"
+    tree = ast.parse(f'def total(x):\n    """Sums up.\n\n{formula}\nx (N,)."""')
     monkeypatch.setitem(page.EQUATIONS, "total", "s")
     row = page.row_of("total", tree.body[0])
     assert row.prose.split("\n\n") == ["Sums up.", "x (N,)."]
