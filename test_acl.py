@@ -345,7 +345,8 @@ def test_no_shared_parameter_is_no_conflict():
 
 def test_frozen_and_tied_parameters():
     """A frozen parameter is left out; one that is given twice counts once."""
-    a, b, frozen = torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True), torch.zeros(1)
+    a, b = torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)
+    frozen = torch.zeros(1)
     ce_loss = (a + b + frozen).sum()
     acl_loss = (3 * a - 2 * b).sum()
     cosine = grad_surgery.acl_grad(ce_loss, acl_loss, [b, a, frozen, b, b], 1.0)

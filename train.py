@@ -111,6 +111,10 @@ def parse_args(argv=None):
     add("--save-steps", type=int, help="checkpoint every so many steps, and every epoch's end")
     add("--predict", action="store_true", help="also write GLUE's submission from the test split")
     together = p.parse_args(argv)
+    for name in ("method", "seeds"):
+        values = getattr(together, name)
+        if len(set(values)) < len(values):
+            p.error(f"--{name} must not name one twice: {' '.join(map(str, values))}")
 
     # Methods that are compared have the same exits.
     if together.exits is None:
@@ -189,8 +193,8 @@ def check_options(args, p):
         p.error("--no-students-embed is for --method acl-cl, whose students have an ACL-Embed")
     if args.predict and args.holdout:
         p.error("--predict needs the test split, which --holdout leaves out")
-    if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
-        p.error("--seeds must be different numbers of 0 or more")
+    if min(args.seeds) < 0:
+        p.error("--seeds must be numbers of 0 or more")
 
 
 # ------------------------------------------------------------------------- the two losses
@@ -432,6 +436,7 @@ def train_all(runs):
     for args, plan in zip(runs, planned):
         train_method(args, plan, device)
         run.show_finished(plan)
+    run.show_next([folder for plan in planned for _, folder, _ in plan])
 
 
 def train_method(args, planned, device):

@@ -352,18 +352,27 @@ def write_submission(model, task, tokens, tokenizer, device, folder):
 
 
 def show_finished(planned):
-    """Print where the runs are, what they scored, of several seeds mean and sd, what is next."""
+    """Print where the runs of one method are and what they scored; of several seeds mean and sd."""
     scores = []
     for _, folder, state in planned:
         result = read_json(folder / "result.json")
         scores.append(result["score"])
-        was = ", finished before" if state == "finished" else ""
+        when = "finished before" if state == "finished" else f"{result['seconds']:.0f} s of training"
         processes.say(f"{folder}: {result['metric']} {scores[-1]:.2f} (majority class "
-                      f"{result['majority_score']:.2f}), {result['seconds']:.0f} s{was}")
+                      f"{result['majority_score']:.2f}), {when}")
     if len(scores) > 1:
         mean = statistics.mean(scores)
         sd = statistics.stdev(scores)
         processes.say(f"{result['metric']} {mean:.2f}, sd {sd:.2f} ({len(scores)} seeds)")
-    name = shlex.quote(str(folder))
-    processes.say(f"next: python -m tools.report {name}      scores, speed-ups, angles\n"
-                  f"      python -m tools.predict {name} -   classify the sentences you type")
+
+
+def show_next(folders):
+    """Print what to type now."""
+    names = [shlex.quote(str(folder)) for folder in folders]
+    lines = {
+        f"python -m tools.report {' '.join(names)}": "scores, speed-ups, angles",
+        f"python -m tools.predict {names[-1]} -": "classify the sentences you type",
+    }
+    processes.say("next:")
+    for command, meaning in lines.items():
+        processes.say(f"  {command}   # {meaning}")
