@@ -22,16 +22,15 @@ import pandas
 
 from tools.errors import reading
 from tools.run import read_run, whole
-from tools.tradeoff import trade_off
+from tools.tradeoff import trade_off_of
 
 FOLDER = Path(__file__).parent
 
-# The columns of runs.csv beside the name's parts.
-SCORES = ("metric", "score", "mean_exit_score", "majority_score", "conflict_share", "kept",
-          "exit_layers", "exit_scores")
+# The columns of runs.csv that come from config.json and from result.json.
 SETTINGS = ("model", "epochs", "lr", "head_lr", "weight", "temperature", "conflict", "conflict_at",
             "exit_weights", "students_embed", "change", "limit_train", "holdout")
-REST = ("steps", "seconds", "examples_per_second", "device_name")
+SCORES = ("metric", "score", "mean_exit_score", "majority_score", "conflict_share", "kept",
+          "exit_layers", "exit_scores", "steps", "seconds", "examples_per_second")
 
 
 class Packed(NamedTuple):
@@ -47,22 +46,16 @@ class Packed(NamedTuple):
 
 def read(folder=FOLDER):
     """The six files of a folder -> Packed.  exit_layers and exit_scores are lists of numbers."""
-    lists = {"exit_layers": numbers, "exit_scores": numbers}
     with reading(folder):
-        # By default pandas may miss a number's last bit.
-        runs = pandas.read_csv(
-            folder / "runs.csv", converters=lists
-        )
+        runs = pandas.read_csv(folder / "runs.csv")
+        for column, number in (("exit_layers", int), ("exit_scores", float)):
+            texts = runs[column].astype(str).str.split()
+            runs[column] = [[number(word) for word in words] for words in texts]
         frames = {}
         for name in ("exits", "tradeoff", "steps", "groups"):
             frames[name] = pandas.read_parquet(folder / f"{name}.parquet")
-        clock = pandas.read_csv(folder / "clock.csv", float_precision="round_trip")
+        clock = pandas.read_csv(folder / "clock.csv")
     return Packed(runs=runs, **frames, clock=clock)
-
-
-def numbers(text):
-    """'70.1 72.8' -> [70.1, 72.8]"""
-    return [float(word) for word in text.split()]
 
 
 def names(folder=FOLDER):
@@ -76,60 +69,56 @@ def pack(run_folder, name, folder=FOLDER):
 
     Other processes wait meanwhile.  runs.csv comes last: a run whose row is there is whole.
     """
-    finished = read_run(run_folder)
-    frames = {"exits": finished.exits, "steps": finished.steps}
-    layers = finished.result["exit_layers"]
-    if len(layers) > 1:
-        frames["tradeoff"] = trade_off(
-            finished.logits, finished.labels, layers, finished.result["metric"]
-        )
-    groups = run_folder / "groups.csv"
-    if groups.exists():
-        frames["groups"] = pandas.read_csv(groups)
-
+    frames = frames_of(run_folder, name)
+    row = frames.pop("runs")
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / ".lock"):
         if name in names(folder):
             return
         for kind, frame in frames.items():
             path = folder / f"{kind}.parquet"
-            frame = frame.assign(run=name)
             if path.exists():
                 before = pandas.read_parquet(path)
                 # An earlier process may have been killed before it came to runs.csv.
                 frame = pandas.concat([before[before.run != name], frame])
-            write_parquet(frame, path)
-        add_row(row_of(name, finished.config, finished.result), folder / "runs.csv")
+            with whole(path) as new:
+                frame.to_parquet(new, index=False, compression="zstd", compression_level=12)
+
+        # Lists become numbers with spaces between them.  What is there stays as it is, letter for
+        # letter.
+        for column in ("exit_layers", "exit_scores"):
+            row[column] = [" ".join(map(str, numbers)) for numbers in row[column]]
+        path = folder / "runs.csv"
+        if path.exists():
+            row = pandas.concat([pandas.read_csv(path, dtype=str, na_filter=False), row])
+        with whole(path) as new:
+            row.to_csv(new, index=False)
 
 
-def write_parquet(frame, path):
-    with whole(path) as new:
-        frame.to_parquet(new, index=False, compression="zstd", compression_level=12)
+def frames_of(run_folder, name):
+    """A finished run's rows of the packed files: {"runs": frame, "exits": frame, ..}."""
+    run = read_run(run_folder)
+    frames = {
+        "runs": pandas.DataFrame([row_of(name, run.config, run.result)]),
+        "exits": run.exits,
+        "steps": run.steps,
+    }
+    if len(run.config["exit_layers"]) > 1:
+        frames["tradeoff"] = trade_off_of(run)
+    groups = run_folder / "groups.csv"
+    if groups.exists():
+        frames["groups"] = pandas.read_csv(groups)
+    return {kind: frame.assign(run=name) for kind, frame in frames.items()}
 
 
 def row_of(name, config, result):
     """A run's row of runs.csv."""
     block, *setting, _ = name.split("/")
     row = {"run": name, "block": block, "setting": "/".join(setting)}
-    for column in ("task", "method", "seed"):
+    for column in ("task", "method", "seed", *SETTINGS):
         row[column] = config[column]
     for column in SCORES:
         row[column] = result[column]
-    for column in ("exit_layers", "exit_scores"):
-        row[column] = " ".join(map(str, result[column]))
-    for column in SETTINGS:
-        row[column] = config[column]
-    row["model"] = Path(config["model"]).name  # where it lay on this machine is nobody's business
-    for column in REST:
-        row[column] = result.get(column, config.get(column))
+    row["model"] = Path(config["model"]).name  # where it lay on this machine is left out
+    row["device_name"] = config["device_name"]
     return row
-
-
-def add_row(row, path):
-    """Append to runs.csv; what is there stays as it is, letter for letter."""
-    table = pandas.DataFrame([row])
-    if path.exists():
-        before = pandas.read_csv(path, dtype=str, na_filter=False)
-        table = pandas.concat([before, table])
-    with whole(path) as new:
-        table.to_csv(new, index=False)

@@ -79,7 +79,7 @@ def frame_of(data):
     # The exits' scores.
     by_exit = [dict(zip(*both)) for both in zip(runs.exit_layers, runs.exit_scores)]
     by_exit = pandas.DataFrame(by_exit).sort_index(axis=1)
-    runs = runs.join(by_exit.rename(columns="exit {:.0f}".format))
+    runs = runs.join(by_exit.rename(columns="exit {}".format))
     runs["exits"] = runs.exit_scores.map(len)
     runs["shallow"] = runs.exit_scores.map(lambda scores: mean(scores[:max(1, len(scores) // 2)]))
 
