@@ -7,6 +7,8 @@ is.  The name of the change stands in the run's config.json.  None of them is th
 they came to is in results/README.md.
 """
 
+import argparse
+import math
 import re
 import sys
 from pathlib import Path
@@ -14,15 +16,26 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
 import acl
 import exits
 import grad_surgery
 import train
 from acl import acl_embed_loss, contrastive_loss, unit
-from tools import runs
-from tools.command_line import fail
+from tools import encoders
+from tools.errors import InputError, one_line_errors
+from tools.run import Run
+
+# What the changes below call in turn, before anything is replaced.
+SECOND_LOSS = train.second_loss
+LOSSES = train.losses
+TRAINING_STEP = train.training_step
+MAKE_OPTIMIZER = train.make_optimizer
+TELEMETRY = train.telemetry
+LOG_STEP = Run.log_step
+RESTORE = Run.restore
 
 # ------------------------------------------------------------------- the contrastive losses
 
@@ -32,16 +45,16 @@ def detached(h, labels, label_embeddings, temperature):
     return acl_embed_loss(h, labels, label_embeddings.detach(), temperature)
 
 
-def center(args, m, h, label_embeddings, logits, labels):
+def center(args, h, label_embeddings, logits, labels):
     """Means are taken off h and off the label embeddings before the contrastive cosines.
 
     Softmax ignores a vector added to every l_k, and the bias absorbs the part of h that all
     samples share; cosines see both.  With K = 2 the centred label embeddings are exactly
     opposite, which is where cross-entropy drives them anyway.
     """
-    h = [h_m - h_m.mean(dim=0) for h_m in h]  # M of (N, d)
-    label_embeddings = [l_m - l_m.mean(dim=0) for l_m in label_embeddings]  # M of (K, d)
-    return SECOND_LOSS(args, m, h, label_embeddings, logits, labels)
+    h = h - h.mean(dim=1, keepdim=True)  # (M, N, d)
+    label_embeddings = label_embeddings - label_embeddings.mean(dim=1, keepdim=True)  # (M, K, d)
+    return SECOND_LOSS(args, h, label_embeddings, logits, labels)
 
 
 def nt_xent(anchors, keys, positive, temperature, exclude_self=False):
@@ -52,35 +65,41 @@ def nt_xent(anchors, keys, positive, temperature, exclude_self=False):
 
     The form that one of the authors' logged runs of 2021 used (second-hand).  Nothing is pushed
     away from its own class.  Every pair counts alike, so an anchor with many positives counts
-    more.  Arguments as in acl.contrastive_loss; a float32 scalar, without any pair 0.
+    more.  Arguments as in acl.contrastive_loss; without any pair the loss is 0.
     """
     with torch.autocast(anchors.device.type, enabled=False):
-        similarity = unit(anchors) @ unit(keys).T / temperature  # (A, B)
+        similarity = unit(anchors) @ unit(keys).mT / temperature  # (.., A, B)
 
     # An item is neither its own positive nor a negative of itself.
     negative = ~positive
     if exclude_self:
-        others = ~torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)  # (A, A)
+        others = ~torch.eye(len(positive), dtype=torch.bool, device=anchors.device)  # (A, A)
         positive = positive & others
         negative = negative & others
 
     # log sum_n e(a, n).  Without negatives the lowest number, not -inf: its gradient is NaN.
     lowest = torch.finfo(similarity.dtype).min
     only_negatives = similarity.masked_fill(~negative, lowest)
-    log_sum = only_negatives.logsumexp(dim=1, keepdim=True)  # (A, 1)
+    log_sum = only_negatives.logsumexp(dim=-1, keepdim=True)  # (.., A, 1)
 
     # -log [ e(p) / (e(p) + e(n)) ] = log(1 + exp(n - p))
-    per_pair = F.softplus(log_sum - similarity)  # (A, B)
-    return per_pair.masked_fill(~positive, 0).sum() / positive.sum().clamp(min=1)
+    per_pair = F.softplus(log_sum - similarity)  # (.., A, B)
+    return per_pair.masked_fill(~positive, 0).sum(dim=(-2, -1)) / positive.sum().clamp(min=1)
 
 
 # ---------------------------------------------------------------------------------- ACL-CL
 
 
-def best_teacher(logits, labels):
-    """ACL-CL's teacher is the exit with the lowest cross-entropy on the batch (CsdBERT's way)."""
-    ce_losses = [F.cross_entropy(logits_m.float(), labels).item() for logits_m in logits]
-    return ce_losses.index(min(ce_losses))
+def best_teacher(args, h, label_embeddings, logits, labels):
+    """The teacher is the exit with the lowest cross-entropy on the batch (CsdBERT's way)."""
+    ce_losses = torch.stack([F.cross_entropy(logits_m.float(), labels) for logits_m in logits])
+    best = ce_losses.argmin().item()
+
+    # As if it were the deepest: the others in their order, then the best.
+    order = [m for m in range(len(h)) if m != best] + [best]
+    losses = SECOND_LOSS(args, h[order], label_embeddings[order], logits[order], labels)  # (M,)
+    back = torch.tensor(order, device=h.device).argsort()
+    return losses[back]
 
 
 def own_teacher(student_h, teacher_h, labels, teacher_label_embeddings, temperature):
@@ -99,38 +118,47 @@ def label_embedding_keys(student_h, teacher_h, labels, teacher_label_embeddings,
     return contrastive_loss(student_h, teacher_label_embeddings.detach(), positive, temperature)
 
 
-def label_embedding_anchors(args, m, h, label_embeddings, logits, labels):
+def label_embedding_anchors(args, h, label_embeddings, logits, labels):
     """ACL-CL's anchors: the student's label embeddings, too; they turn to the teacher's samples."""
-    teacher = train.teacher_exit(logits, labels)
-    if args.method != "acl-cl" or m == teacher:
-        return SECOND_LOSS(args, m, h, label_embeddings, logits, labels)
-
     # Both sides hold N samples and K label embeddings, in this order.
-    anchors = torch.cat([h[m].float(), label_embeddings[m].float()])  # (N + K, d)
-    keys = torch.cat([h[teacher].float(), label_embeddings[teacher].float()])  # (N + K, d)
-    classes = torch.arange(len(label_embeddings[m]), device=labels.device)  # (K,)
+    items = torch.cat([h.float(), label_embeddings.float()], dim=1)  # (M, N + K, d)
+    classes = torch.arange(label_embeddings.shape[1], device=labels.device)  # (K,)
     item_labels = torch.cat([labels, classes])  # (N + K,)
     positive = item_labels[:, None] == item_labels[None, :]  # (N + K, N + K)
-    guided = contrastive_loss(anchors, keys.detach(), positive, args.temperature)
+    guided = contrastive_loss(items[:-1], items[-1].detach(), positive, args.temperature)
+
+    acl_embed = acl_embed_loss(h, labels, label_embeddings, args.temperature)  # (M,)
     if not args.students_embed:
-        return guided
-    return guided + acl_embed_loss(h[m], labels, label_embeddings[m], args.temperature)
+        return torch.cat([guided, acl_embed[-1:]])
+    return acl_embed + F.pad(guided, (0, 1))
 
 
 # ----------------------------------------------------------------------------- the training
 
+RUN = None  # which Run is training, so that a resumed one goes on with its warm-up
 
-def warm_up(args, step):
+
+def warm_up(args, model, batch, bf16):
     """lambda grows from 0 over the first 100 steps, where nearly all conflicts lie."""
-    return args.weight * min(1.0, (step + 1) / 100)
+    step = len(RUN.logs["steps.csv"]) + 1
+    warmed = argparse.Namespace(**vars(args))
+    warmed.weight = args.weight * min(1.0, step / 100)
+    return TRAINING_STEP(warmed, model, batch, bf16)
 
 
-def shared_pooler(model, hidden, mask):
+def restore_and_remember(run, *state):
+    global RUN
+    RUN = run
+    return RESTORE(run, *state)
+
+
+def shared_pooler(model, hidden_states, mask):
     """h: the encoder's own pooler over the mean of the tokens (--pooling cls, which keeps it)."""
+    hidden = torch.stack(hidden_states)  # (M, N, L, d)
     weights = mask.unsqueeze(-1).to(hidden.dtype)  # (N, L, 1)
-    mean = (hidden * weights).sum(dim=1) / weights.sum(dim=1)  # (N, d)
+    mean = (hidden * weights).sum(dim=2) / weights.sum(dim=1)  # (M, N, d)
     with torch.autocast(hidden.device.type, enabled=False):  # it would round h to bf16
-        return model.encoder.pooler(mean.float()[:, None])  # which takes a first token: (N, 1, d)
+        return encoders.pool(model.encoder, mean.float())
 
 
 def layer_wise(args, model, total_steps):
@@ -150,12 +178,83 @@ def layer_wise(args, model, total_steps):
 
 
 def layer_of(name, num_layers):
-    """The layer that a parameter of this name belongs to: 1 for the embeddings, the last for what
-    lies above the layers."""
-    match = re.search(r"\.layer\.(\d+)\.", name)
-    if match:
-        return int(match[1]) + 1
-    return 1 if "embeddings" in name else num_layers
+    """The layer of a parameter: 1 for the embeddings, the last for what lies above the layers."""
+    group = group_of(name)
+    if group.startswith("layer"):
+        return int(group.split()[1])
+    return 1 if group == "embeddings" else num_layers
+
+
+def group_of(name):
+    """Where in the model a parameter of this name lies: 'layer 3', or what is below and above."""
+    layer = re.search(r"\.layer\.(\d+)\.", name)
+    if layer:
+        return f"layer {int(layer[1]) + 1}"
+    if name.startswith("classifiers"):
+        return "label embeddings"
+    return "pooler" if ".pooler." in name else "embeddings"
+
+
+# ----------------------------------------------------- other rules for the same two gradients
+
+
+def project(ce_loss, acl_loss, parameters, weight, drop=True):
+    """In a conflict g_ACL loses its part along g_CE (PCGrad, arXiv 2001.06782).
+
+        g = g_CE + lambda (g_ACL - <g_ACL, g_CE> / |g_CE|^2 g_CE)
+    """
+    dot, ce_squared, acl_squared = inner_products(gradients(ce_loss, acl_loss, parameters))
+    total = ce_loss
+    if math.isfinite(dot):
+        share_of_ce = 1 - weight * min(0.0, dot) / ce_squared
+        total = share_of_ce * ce_loss + weight * acl_loss
+    total.backward(inputs=parameters)
+    return cosine_of(dot, ce_squared, acl_squared)
+
+
+def weigh(ce_loss, acl_loss, parameters, weight, drop=True):
+    """g_ACL is multiplied by max(0, cosine) (Du et al., arXiv 1812.02224)."""
+    cosine = cosine_of(*inner_products(gradients(ce_loss, acl_loss, parameters)))
+    total = ce_loss
+    if cosine > 0:  # 0 * NaN is NaN
+        total = total + weight * cosine * acl_loss
+    total.backward(inputs=parameters)
+    return cosine
+
+
+def gradients(ce_loss, acl_loss, parameters):
+    """[(g_CE, g_ACL), ..] of the parameters, None where a loss does not reach one."""
+    g_ce = torch.autograd.grad(ce_loss, parameters, retain_graph=True, allow_unused=True)
+    g_acl = torch.autograd.grad(acl_loss, parameters, retain_graph=True, allow_unused=True)
+    return list(zip(g_ce, g_acl))
+
+
+def inner_products(pairs):
+    """<a, b>, |a|^2, |b|^2 over all pairs of which neither is None."""
+    products = []
+    for a, b in pairs:
+        if a is not None and b is not None:
+            a, b = a.flatten(), b.flatten()
+            products.append(torch.stack([a @ b, a @ a, b @ b]))
+    return torch.stack(products).double().sum(dim=0).tolist()
+
+
+def cosine_of(dot, ce_squared, acl_squared):
+    """A length of 0 means a zero gradient; then the dot product is 0 as well."""
+    length = math.sqrt(ce_squared * acl_squared)
+    return dot / length if length else dot
+
+
+def telemetry_of_project(cosines, drop):
+    """kept, the length of what is added over that of g_ACL: in a conflict the angle's sine."""
+    row = TELEMETRY(cosines, drop)
+    [cosine] = cosines
+    return row | {"kept": 1.0 if cosine >= 0 else math.sqrt(max(0.0, 1 - cosine**2))}
+
+
+def telemetry_of_weigh(cosines, drop):
+    [cosine] = cosines
+    return TELEMETRY(cosines, drop) | {"kept": max(0.0, cosine)}
 
 
 # ------------------------------------------------------- where in the model they conflict
@@ -167,29 +266,14 @@ def losses_and_groups(args, model, h, logits, labels):
     """Changes nothing; groups.csv gets a step's cosine in the embeddings, each layer and so on."""
     ce_loss, acl_losses = LOSSES(args, model, h, logits, labels)
     names, parameters = zip(*model.named_parameters())
-    g_ce = torch.autograd.grad(ce_loss, parameters, retain_graph=True, allow_unused=True)
-    g_acl = torch.autograd.grad(sum(acl_losses), parameters, retain_graph=True, allow_unused=True)
-
-    # The gradients of the parameters that both losses reach, by group.
     groups = {}
-    for name, a, b in zip(names, g_ce, g_acl):
+    for name, (a, b) in zip(names, gradients(ce_loss, acl_losses.sum(), parameters)):
         if a is not None and b is not None:
             groups.setdefault(group_of(name), []).append((a, b))
     PENDING.clear()
     for group, pairs in groups.items():
-        products = grad_surgery.inner_products(pairs)
-        PENDING.append((group, grad_surgery.cosine_of(products)))
+        PENDING.append((group, cosine_of(*inner_products(pairs))))
     return ce_loss, acl_losses
-
-
-def group_of(name):
-    """The group of groups.csv that a parameter of this name belongs to."""
-    layer = re.search(r"\.layer\.(\d+)\.", name)
-    if layer:
-        return f"layer {int(layer[1]) + 1}"
-    if name.startswith("classifiers"):
-        return "label embeddings"
-    return "pooler" if ".pooler." in name else "embeddings"
 
 
 def log_step_and_groups(run, row):
@@ -202,28 +286,22 @@ def log_step_and_groups(run, row):
 
 # ------------------------------------------------------------------------------ the command
 
-# What the changes above call in turn, before anything is replaced.
-SECOND_LOSS = train.second_loss
-LOSSES = train.losses
-MAKE_OPTIMIZER = train.make_optimizer
-LOG_STEP = runs.Run.log_step
-
 # CHANGE: where, what there, and what stands in its place.
 CHANGES = {
     "detached": [(acl, "acl_embed_loss", detached)],
     "center": [(train, "second_loss", center)],
     "nt-xent": [(acl, "contrastive_loss", nt_xent)],
-    "best-teacher": [(train, "teacher_exit", best_teacher)],
+    "best-teacher": [(train, "second_loss", best_teacher)],
     "own-teacher": [(acl, "acl_cl_loss", own_teacher)],
     "label-embedding-keys": [(acl, "acl_cl_loss", label_embedding_keys)],
     "label-embedding-anchors": [(train, "second_loss", label_embedding_anchors)],
-    "warm-up": [(train, "weight_at", warm_up)],
+    "warm-up": [(train, "training_step", warm_up), (Run, "restore", restore_and_remember)],
     "shared-pooler": [(exits.MultiExitBert, "represent", shared_pooler)],
     "layer-wise": [(train, "make_optimizer", layer_wise)],
-    "conflict-groups": [
-        (train, "losses", losses_and_groups),
-        (runs.Run, "log_step", log_step_and_groups),
-    ],
+    "project": [(grad_surgery, "acl_grad", project), (train, "telemetry", telemetry_of_project)],
+    "weigh": [(grad_surgery, "acl_grad", weigh), (train, "telemetry", telemetry_of_weigh)],
+    "conflict-groups": [(train, "losses", losses_and_groups),
+                        (Run, "log_step", log_step_and_groups)],
 }
 
 
@@ -241,23 +319,35 @@ def put_in_place(name):
         setattr(where, what, function)
 
 
-def main(argv):
-    """Returns the exit status."""
-    if argv[:1] in (["-h"], ["--help"]):
-        print(usage())
-        return 0
-    if not argv or argv[0] not in CHANGES:
-        return fail("variants.py", f"the first argument must be one of {', '.join(CHANGES)}", 2)
-    name, *options = argv
-    args = train.parse_args(options)
+def check(name, args):
+    """InputError where the options leave nothing to change."""
     if name == "shared-pooler" and args.pooling != "cls":
-        return fail("variants.py", "shared-pooler needs --pooling cls, which keeps the pooler", 2)
+        raise InputError("shared-pooler needs --pooling cls, which keeps the pooler")
     if name == "conflict-groups" and args.method == "ce":
-        return fail("variants.py", "conflict-groups needs a second loss: another method than ce", 2)
-    args.change = name  # for config.json; --resume goes on with the same change only
-    put_in_place(name)
-    return train.main(args)
+        raise InputError("conflict-groups needs a second loss: another method than ce")
+    if name == "label-embedding-anchors" and args.method != "acl-cl":
+        raise InputError("label-embedding-anchors is a change of --method acl-cl")
+    has_gate = args.conflict != "none" and args.conflict_at == "parameters"
+    if name in ("project", "weigh") and not has_gate:
+        raise InputError(f"{name} is a gate at the parameters: add --conflict observe")
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    name, *options = argv or [None]
+    if name in ("-h", "--help"):
+        print(usage())
+        return
+    with one_line_errors("results/variants.py"):
+        if name not in CHANGES:
+            raise InputError(f"the first argument must be one of {', '.join(CHANGES)}")
+        runs = train.parse_args(options)
+        for args in runs:
+            check(name, args)
+            args.change = name  # for config.json; --resume goes on with the same change only
+        put_in_place(name)
+        train.train_all(runs)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()
