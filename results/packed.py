@@ -46,16 +46,21 @@ class Packed(NamedTuple):
 
 def read(folder=FOLDER):
     """The six files of a folder -> Packed.  exit_layers and exit_scores are lists of numbers."""
-    with reading(folder):
+    with reading(folder / "runs.csv"):
         runs = pandas.read_csv(folder / "runs.csv")
         for column, number in (("exit_layers", int), ("exit_scores", float)):
             texts = runs[column].astype(str).str.split()
             runs[column] = [[number(word) for word in words] for words in texts]
-        frames = {}
-        for name in ("exits", "tradeoff", "steps", "groups"):
-            frames[name] = pandas.read_parquet(folder / f"{name}.parquet")
-        clock = pandas.read_csv(folder / "clock.csv")
-    return Packed(runs=runs, **frames, clock=clock)
+    frames = {}
+    for file in ("exits.parquet", "tradeoff.parquet", "steps.parquet", "groups.parquet",
+                 "clock.csv"):
+        kind, ending = file.split(".")
+        read_file = pandas.read_csv if ending == "csv" else pandas.read_parquet
+        with reading(folder / file):
+            # Without any such run there is no file, and the committed one's columns stay empty.
+            is_there = (folder / file).exists()
+            frames[kind] = read_file(folder / file) if is_there else read_file(FOLDER / file)[:0]
+    return Packed(runs=runs, **frames)
 
 
 def names(folder=FOLDER):

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from results import packed
-from tools.errors import InputError, Parser, one_line_errors
+from tools.errors import InputError, Parser, one_line_errors, reading
 from tools.report import mean_sd
 
 BEGIN, END = "<!-- results -->\n", "<!-- /results -->\n"
@@ -104,10 +104,10 @@ def at_speed(tradeoff, speed):
     Chosen by speed alone: the best-scoring one would be picked on dev.
     """
     fast = tradeoff[tradeoff.speedup >= speed]
-    slowest = fast.loc[fast.groupby(["run", "rule"]).speedup.idxmin()]
-    by_rule = slowest.pivot(index="run", columns="rule", values=["score", "speedup"])
-    reached = by_rule.speedup.add_suffix(f" {speed}x, reached")
-    return by_rule.score.add_suffix(f" {speed}x").join(reached)
+    slowest = fast.loc[fast.groupby(["run", "rule"]).speedup.idxmin()].set_index(["run", "rule"])
+    score = slowest.score.unstack("rule").reindex(columns=RULES)
+    reached = slowest.speedup.unstack("rule").reindex(columns=RULES)
+    return score.add_suffix(f" {speed}x").join(reached.add_suffix(f" {speed}x, reached"))
 
 
 def with_means(runs):
@@ -178,7 +178,7 @@ def conflicts(groups):
 
 def table(caption, cells):
     """Markdown lines of a frame of texts; rows without any are left out, [] if none is left."""
-    cells = cells.fillna("")
+    cells = cells.astype(object).fillna("")
     cells = cells[(cells != "").any(axis=1)]
     if cells.empty:
         return []
@@ -225,13 +225,16 @@ def summary(frame):
     """The one table of README.md: each encoder's mean over its tasks, a column each."""
     columns = {}
     for block, title in SUMMARY.items():
-        means = with_means(frame[frame.block == block])
-        means = means[means.task == "all"]
+        runs = frame[frame.block == block]
+        if runs.empty:
+            continue
+        means = with_means(runs)
+        means = means[means.task == means.task.iloc[0]]  # "all", unless there is a single task
         ce = means[means.method == "ce"]
         first = {"majority class": mean_sd(ce.majority_score[:1]), "ce": mean_sd(ce["mean"])}
         others = differences(means, ce, "mean", TO_CE).droplevel("task")
         columns[title] = first | others.to_dict()
-    cells = pandas.DataFrame(columns).loc[["majority class", *METHODS]]
+    cells = pandas.DataFrame(columns).reindex(["majority class", *METHODS])
     caption = ("Accuracy (cola: Matthews' correlation) on dev, mean over tasks and exits.  ce: "
                "mean±sd over seeds.  The others: paired difference to ce, 95 % t-interval.  "
                "Empty: not run, or it needs several exits.")
@@ -482,19 +485,22 @@ BLOCKS = {
 
 
 def lines_of(name, frame):
-    """The lines of a block: title, what it is, tables."""
+    """The lines of a block: title, what it is, tables; [] where it has no run."""
     if name == "summary":
         return summary(frame)
     title, what, make, *blocks = BLOCKS[name]
     frames = [frame[frame.block == block] for block in blocks or [name]]
+    if frames[0].empty:
+        return []
     return [f"### {title}", "", what, "", *make(*frames)]
 
 
 def write_between_markers(text, path):
     """Replace what stands between the two marker lines of a file.  Raises InputError."""
-    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    with reading(path):
+        before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
-    if not (begin and end):
+    if not end:
         raise InputError(f"{path} needs a line {BEGIN.strip()} and below it a line {END.strip()}")
     path.write_text(before + BEGIN + text + END + after, encoding="utf-8")
 
@@ -504,6 +510,8 @@ def report(args):
     lines = []
     for name in args.block or BLOCKS:
         lines += lines_of(name, frame)
+    if not lines:
+        raise InputError(f"{args.packed} has no run of {' or '.join(args.block)}")
     text = "\n".join(lines).strip() + "\n"
     if args.write:
         write_between_markers(text, args.write)
