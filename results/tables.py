@@ -41,7 +41,6 @@ MEASURES = {
 }
 ONE_EXIT = {"mean": "Score"}
 GEOMETRY = ["label_cosine", "alignment", "uniformity"]
-SETTING = ["lr", "weight", "temperature"]
 SUMMARY = {"vanilla": "one exit", "multi": "six exits", "mpnet": "MPNet, 12 exits"}
 
 # What two runs have in common whose difference is taken.
@@ -113,11 +112,11 @@ def at_speed(tradeoff, speed):
 def with_means(runs):
     """The runs, and for each name and seed that has every task one of the task "all".
 
-    Its scores are means over the tasks, as GLUE averages.  A task that is only begun, with fewer
-    seeds than another, does not count.
+    Its scores are means over the tasks, as GLUE averages.  A task that fewer methods or seeds were
+    trained on than on another does not count.
     """
-    seeds = grouped(runs, "task").seed.nunique()
-    tasks = seeds.index[seeds == seeds.max()]
+    counts = runs.drop_duplicates(["task", "method", "seed"]).task.value_counts()
+    tasks = counts.index[counts == counts.max()]
     if len(tasks) == 1:
         return runs
     groups = grouped(runs[runs.task.isin(tasks)], "block", "method", "name", "exits", "seed")
@@ -190,31 +189,28 @@ def table(caption, cells):
 def exit_tables(runs):
     """Of every task each exit's score and their mean; 12 exits take two tables."""
     lines = []
-    for task, some in grouped(runs, "task"):
+    for task, some in runs.groupby("task", observed=True):
         columns = [*exits_of(some), "mean"]
         names = some.groupby("name", observed=True)
         cells = names[columns].agg(mean_sd)
         cells.index = [f"{name} ({count})" for name, count in names.size().items()]
         constant = pandas.DataFrame(mean_sd(some.majority_score[:1]), ["majority class"], columns)
         cells = pandas.concat([constant, cells])
-        lines += table(f"**{task[0]}** (seeds)", cells.iloc[:, :WIDEST])
-        lines += table(f"**{task[0]}**, its deeper exits", cells.iloc[:, WIDEST:])
+        lines += table(f"**{task}** (seeds)", cells.iloc[:, :WIDEST])
+        lines += table(f"**{task}**, its deeper exits", cells.iloc[:, WIDEST:])
     return lines
 
 
-def difference_tables(runs, baseline, measures, keys=TO_CE):
-    """A table a measure, tasks as columns; of a single task one table for all measures."""
-    to = "the same method there"
-    if keys == TO_CE:
-        to = "`ce`"
-        baseline = baseline[baseline.method == "ce"]
+def task_table(caption, cells):
+    """cells: a Series of texts by name and task, which become rows and columns."""
+    return table(caption, cells.unstack("task"))
+
+
+def difference_tables(runs, baseline, measures, keys, to):
     lines = []
-    cells = {}
     for measure, title in measures.items():
-        cells[title.lower()] = differences(runs, baseline, measure, keys)
-        lines += table(f"{title}, difference to {to}:", cells[title.lower()].unstack("task"))
-    if runs.task.nunique() == 1:
-        lines = table(f"Difference to {to}:", pandas.DataFrame(cells).droplevel("task"))
+        cells = differences(runs, baseline, measure, keys)
+        lines += task_table(f"{title}, difference to {to}:", cells)
     return lines
 
 
@@ -241,40 +237,39 @@ def summary(frame):
     return table(caption, cells)
 
 
-def vanilla(runs):
-    """One exit: scores, differences to ce, conflicts."""
-    constant = grouped(runs, "task").majority_score.first().map("{:.1f}".format)
-    scores = grouped(runs, "name", "task").score.agg(mean_sd).unstack("task")
-    scores = pandas.concat([constant.to_frame("majority class").T, scores])
-    means = with_means(runs)
-    return [*table(f"Score, {runs.seed.nunique()} seeds:", scores),
-            *difference_tables(means, means, ONE_EXIT), *conflict_table(runs)]
+def block(runs, others=None):
+    """Each exit, the differences to ce, how often the gate closed.
 
-
-def multi(runs):
-    """Each exit, the differences to ce, and how often the gate closed."""
-    means = with_means(runs)
-    twice = grouped(means, "name", "task")["entropy 2x"].agg(mean_sd).unstack("task")
-    return [*exit_tables(means), *difference_tables(means, means, MEASURES),
-            *table(MEASURES["entropy 2x"] + ":", twice), *conflict_table(runs)]
-
-
-def conflict_table(runs):
-    cells = conflicts(grouped(runs, "name", "task")).unstack("task")
-    return table("Steps in conflict (over 90 degrees), in brackets the share kept of the second "
-                 "gradient, where it was measured:", cells)
-
-
-def few(runs):
-    return [*exit_tables(runs), *difference_tables(runs, runs, MEASURES)]
-
-
-def beside(runs, others):
-    """A block of one change beside the block that it changes."""
+    others: another block's runs, from which the differences are taken; then also those to the
+    same method there.
+    """
     measures = ONE_EXIT if runs.exits.max() == 1 else MEASURES
-    runs, others = with_means(runs), with_means(others)
-    return [*exit_tables(runs), *difference_tables(runs, others, measures),
-            *difference_tables(runs, others, measures, TO_ITSELF)]
+    means = with_means(runs)
+    there = means if others is None else with_means(others)
+    ce = there[there.method == "ce"]
+    lines = exit_tables(means) + difference_tables(means, ce, measures, TO_CE, "`ce`")
+    if others is not None:
+        to = "the same method there"
+        lines += difference_tables(means, there, measures, TO_ITSELF, to)
+    for measure in list(measures)[2:]:
+        cells = grouped(means, "name", "task")[measure].agg(mean_sd)
+        lines += task_table(f"{measures[measure]}:", cells)
+    cells = conflicts(grouped(runs, "name", "task"))
+    return lines + task_table("Steps in conflict (over 90 degrees), in brackets the share kept of "
+                              "the second gradient, where it was measured:", cells)
+
+
+def tries(runs):
+    """Each exit, and the differences to ce with depth weights."""
+    measures = {"mean": MEASURES["mean"], "shallow": MEASURES["shallow"]}
+    ce = runs[(runs.method == "ce") & (runs.setting == "depth")]
+    return difference_tables(runs, ce, measures, TO_CE, "`ce, depth`") + exit_tables(runs)
+
+
+def tune(runs):
+    """Mean over exits of every setting."""
+    scores = grouped(with_means(runs), "name", "task")["mean"].mean()
+    return task_table("Mean over exits:", scores.map("{:.2f}".format))
 
 
 def speeds(runs):
@@ -336,43 +331,6 @@ def gate(runs):
     return changes(runs, plain, {"over epochs": "over epochs", "score": "score"})
 
 
-def tries(runs):
-    """Changes on slices of train: the differences to ce with depth weights, and each exit."""
-    ce = runs[(runs.method == "ce") & (runs.setting == "depth")]
-    columns = {}
-    for measure in ("mean", "shallow"):
-        cells = differences(runs, ce, measure, TO_CE).unstack("task")
-        columns |= {f"{task}, {measure}": cells[task] for task in cells}
-    caption = "Differences to `ce` with depth weights, mean over exits and over their lower half:"
-    return [*table(caption, pandas.DataFrame(columns)), *exit_tables(runs)]
-
-
-def tune(runs):
-    """Mean over exits of every setting; bold: what was chosen.
-
-    First weight and temperature by the mean over tasks at 1e-4, then with them each task's rate.
-    """
-    scores = runs.pivot_table("mean", ["method", *SETTING], "task", observed=True)
-    methods = grouped(runs, "task").method.nunique()
-    common = methods.index[methods == methods.max()]  # tasks that every method was tuned on
-    scores["all"] = scores[common].mean(axis=1, skipna=False)
-
-    # Which rows have the weight and the temperature that are best at 1e-4, and their best rates.
-    at_first = scores["all"].where(scores.index.get_level_values("lr") == 1e-4)
-    best = at_first == at_first.groupby("method").transform("max")
-    is_chosen = best.groupby(["method", "weight", "temperature"]).transform("any")
-    rates = scores[is_chosen]
-    bold = (rates == rates.groupby("method").transform("max")).reindex(scores.index).eq(True)
-    bold["all"] = best & ~is_chosen.groupby("method").transform("all")
-
-    cells = scores.map("{:.2f}".format).where(scores.notna(), "")
-    cells = cells.where(~bold, "**" + cells + "**").reset_index(SETTING)
-    own = cells.weight.map("{:g}".format) + ", " + cells.temperature.map("{:g}".format)
-    cells.insert(1, "weight, temperature", own.where(cells.index != "ce", ""))
-    cells["lr"] = cells.lr.map("{:g}".format)
-    return table("Bold: what was chosen.", cells.drop(columns=["weight", "temperature"]))
-
-
 # ----------------------------------------------------------------------------- the command
 
 ON_DEV = "GLUE's dev split; accuracy, on cola Matthews' correlation; mean±sd over seeds."
@@ -382,39 +340,39 @@ ON_SLICES = "On slices of train, held out of it."
 # Name: the title, what stands below it, the function that makes the tables, and of which blocks'
 # runs, where it is not the block of that name: first those shown, then those they stand beside.
 BLOCKS = {
-    "vanilla": ("One exit", ON_DEV, vanilla),
+    "vanilla": ("One exit", ON_DEV, block),
     "multi": (
-        "An exit at every layer", ON_DEV + "  all: mean over the tasks, seed by seed.", multi
+        "An exit at every layer", ON_DEV + "  all: mean over the tasks, seed by seed.", block
     ),
     "mpnet": (
         "A base-size encoder, an exit at every layer",
         ON_DEV + "  MPNet, 12 layers; on a GPU.",
-        multi,
+        block,
     ),
     "mpnet_cpu": (
         "The same on a CPU, as far as it went",
         ON_DEV + "  Independent of the table above: a seed draws other dropout masks there.",
-        multi,
+        block,
     ),
     "vanilla_nt-xent": (
         "NT-Xent instead of SupCon, one exit",
         "Beside the table of one exit, from which the differences are taken.",
-        beside,
+        block,
         "vanilla_nt-xent",
         "vanilla",
     ),
     "multi_nt-xent": (
         "NT-Xent instead of SupCon, an exit at every layer",
         BESIDE_TABLES,
-        beside,
+        block,
         "multi_nt-xent",
         "multi",
     ),
     "multi_best-teacher": (
-        "The teacher chosen by its loss", BESIDE_TABLES, beside, "multi_best-teacher", "multi"
+        "The teacher chosen by its loss", BESIDE_TABLES, block, "multi_best-teacher", "multi"
     ),
     "pilot_temperature0.1": (
-        "The pilot's runs", "RTE's dev split, one exit, weight 0.5, temperature 0.1.", vanilla
+        "The pilot's runs", "RTE's dev split, one exit, weight 0.5, temperature 0.1.", block
     ),
     "speeds": (
         "Early exit, every rule",
@@ -454,7 +412,7 @@ BLOCKS = {
         "Few samples",
         "1,000 samples of SST-2's train split, 6 epochs, scored on the 2,000 after them; acl-grad "
         "with weight 0.1, temperature 0.5.",
-        few,
+        block,
     ),
     "tries": (
         "Tries",
@@ -479,7 +437,7 @@ BLOCKS = {
         "At 1e-4",
         "The multi-exit tables before the tuning, which ablations stand beside: learning rate "
         "1e-4 on every task, scl and acl-grad with weight 0.5, temperature 0.1.",
-        multi,
+        block,
     ),
 }
 
