@@ -46,10 +46,8 @@ COLOURS = {
     "acl-grad": "#0072B2",
     "acl-cl": "#D55E00",
     "kd": "#009E73",
-    "spare": "#CC79A7",
 }
 CLASS_COLOURS = ("#0072B2", "#D55E00", "#009E73")
-CLASS_MARKERS = ("o", "^", "s")
 
 # The pictures of results/README.md that need no model.
 COMMITTED = (
@@ -80,53 +78,44 @@ def read_runs(words):
     Raises InputError.
     """
     committed = packed.read()._asdict()
-    own = []
-    names = []
+    parts = []
     for word in words:
         if Path(word).is_dir():
-            own.append(packed.frames_of(Path(word), word))
+            parts.append(packed.frames_of(Path(word), word))
             continue
-        found = fnmatch.filter(committed["runs"].run, word)
-        if not found:
+        names = fnmatch.filter(committed["runs"].run, word)
+        if not names:
             raise InputError(f"{word} is neither a folder nor the name of packed runs")
-        names += found
+        parts.append({kind: rows[rows.run.isin(names)] for kind, rows in committed.items()})
     frames = {}
     for kind, rows in committed.items():
-        parts = [rows[rows.run.isin(names)], *(part[kind] for part in own if kind in part)]
-        frames[kind] = pandas.concat(parts)
+        frames[kind] = pandas.concat([rows[:0], *(part[kind] for part in parts if kind in part)])
     if frames["runs"].task.nunique() > 1:
         raise InputError("these runs are of several tasks: draw one at a time")
     return frames
 
 
 def by_label(runs):
-    """[(label, colour, names of runs)], a method of one label in its own colour."""
+    """[(label, colour, names of runs)]; a method that has several labels takes other colours."""
     columns = ["task", "method", "exit_layers", *packed.SETTINGS]
     labels = settings(runs.reset_index(drop=True)[columns]).to_numpy()
-    place = {method: number for number, method in enumerate(COLOURS)}
-    order = sorted(set(labels), key=lambda label: (place.get(label.split(",")[0], 99), label))
+    order = list(dict.fromkeys(labels))
     kinds = []
     for number, label in enumerate(order):
-        colour = COLOURS[label] if set(order) <= set(COLOURS) else colour_of(number, len(order))
+        colour = COLOURS.get(label, plt.cm.turbo(number / len(order)))
         kinds.append((label, colour, runs.run[labels == label]))
     return kinds
 
 
-def colour_of(number, count, chosen=tuple(COLOURS.values())):
-    """One of `count` colours: the chosen ones where they are enough, else from a colour map."""
-    return chosen[number] if count <= len(chosen) else plt.cm.turbo(number / (count - 1))
-
-
 def legend(figure, axes, place):
-    """Above or below all panels, in as many columns as fit."""
+    """Above or below all panels, in as many columns as fit (16 letters an inch)."""
     handles, labels = axes.get_legend_handles_labels()
-    widest = int(14 * figure.get_figwidth()) - 7  # a label with more letters is broken
-    labels = [textwrap.fill(label, widest) for label in labels]
-    for columns in range(len(labels), 0, -1):
-        box = figure.legend(handles, labels, loc=f"outside {place} center", ncols=columns)
-        if columns == 1 or box.get_window_extent().width <= figure.bbox.width:
-            return
-        box.remove()
+    letters = 16 * figure.get_figwidth()
+    columns = int(letters / (max(map(len, labels)) + 7)) or 1
+    labels = [textwrap.fill(label, int(letters) - 20) for label in labels]
+    lines = sum(label.count("\n") + 1 for label in labels)
+    figure.set_figheight(figure.get_figheight() + 0.18 * ((lines - 1) // columns))
+    figure.legend(handles, labels, loc=f"outside {place} center", ncols=columns)
 
 
 # ---------------------------------------------------------------------------- the angles
@@ -135,7 +124,7 @@ def legend(figure, axes, place):
 def angles(frames, args):
     """Left the angles of all steps; right the share of conflicts along training, in 15 bins."""
     kinds = by_label(frames["runs"])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6 + 0.18 * (len(kinds) // 4)))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
     limits = [75, 105]
     for label, colour, names in kinds:
         steps = frames["steps"]
@@ -221,7 +210,7 @@ def tradeoff(frames, args):
         raise InputError("none of these runs has several exits; train one with --exits all")
     kinds = by_label(runs)
     speeds = [1 + i / 20 for i in range(61)]
-    figure, axes = plt.subplots(figsize=(6, 3.5 + 0.18 * (len(kinds) // 6)))
+    figure, axes = plt.subplots(figsize=(6, 3.5))
     for label, colour, names in kinds:
         scores = pandas.DataFrame(index=speeds)  # a column a run
         for name in names:
@@ -284,10 +273,9 @@ def draw_space(axes, title, h, labels, label_embeddings, names):
     dots, stars, share = plane(h, label_embeddings)
     K = len(names)
     for k in range(K):
-        colour = colour_of(k, K, CLASS_COLOURS)
+        colour = CLASS_COLOURS[k] if K <= 3 else plt.cm.turbo(k / K)
         x, y = dots[labels == k].T
-        marker = CLASS_MARKERS[k % len(CLASS_MARKERS)]
-        axes.scatter(x, y, s=7, color=colour, marker=marker, alpha=0.4, linewidths=0)
+        axes.scatter(x, y, s=7, color=colour, marker="o^s"[k % 3], alpha=0.4, linewidths=0)
         axes.scatter(*stars[k], s=220, color=[colour], marker="*", edgecolors="black", zorder=3,
                      label=f"{names[k]} (star: its label embedding)")
     cosine = geometry(h, labels, label_embeddings)["label_cosine"]
