@@ -65,16 +65,14 @@ class Row(NamedTuple):
     options: str  # for train.py; "--change X" first: for results/variants.py X
 
 
-def rows(folder, methods, tasks, *options):
-    """A Row for each method and task.  A dict holds an option by its task or by its method."""
+def rows(folder, methods, tasks, options):
+    """A Row for each method and task; {lr} and the like stand for what is in SETTINGS."""
     for method in methods:
         for task in tasks:
-            words = []
-            for option in options:
-                if isinstance(option, dict):
-                    option = option.get(task) or option.get(method, "")
-                words += option.split()
-            yield Row(folder, task, method, " ".join(words))
+            filled = {}
+            for name, choices in SETTINGS.items():
+                filled[name] = choices.get(task) or choices.get(method, "")
+            yield Row(folder, task, method, " ".join(options.format(**filled).split()))
 
 
 # ------------------------------------------------------------------------------ the settings
@@ -82,35 +80,41 @@ def rows(folder, methods, tasks, *options):
 TASKS = ("rte", "mrpc", "cola", "sst2")
 METHODS = ("ce", "acl-cl", "kd", "scl", "acl-grad")
 
-EPOCHS = {"rte": "--epochs 4", "mrpc": "--epochs 3", "cola": "--epochs 2", "sst2": "--epochs 3"}
-SAMPLE = {"sst2": "--limit-train 6000"}
-
-# The ends of train on which settings and changes were chosen.  RTE has few samples to give away,
-# so it has a slice for its learning rate alone.
-SLICE = {
-    "rte": "--holdout 490 --epochs 4",
-    "mrpc": "--holdout 668 --epochs 2",
-    "cola": "--holdout 1000 --epochs 2",
-    "sst2": "--limit-train 8000 --holdout 2000 --epochs 3",
-}
-MPNET_SLICE = "--exits all --model mpnet --limit-train 2268 --holdout 668 --epochs 2"
-
-# What the tuning settled on (results/README.md).
-HALF = "--weight 0.5 --temperature 0.5"
-KD = "--weight 0.5 --temperature 1"
-SETTING = {"scl": HALF, "acl-embed": HALF, "acl-grad": HALF, "acl-cl": HALF, "kd": KD}
+# What stands for {name} in the options below, by task or by method.
 LR = {"rte": "--lr 1e-4", "mrpc": "--lr 2e-4", "cola": "--lr 2e-4", "sst2": "--lr 2e-4"}
-LR_ONE_EXIT = LR | {"cola": "--lr 1e-4"}
-LR_CE_AND_SCL = LR_ONE_EXIT | {"sst2": "--lr 1e-4"}
-
-# Before the learning rate was tuned: scl and acl-grad as MRPC's slice alone would have it.
+HALF = "--weight 0.5 --temperature 0.5"
 COLD = "--weight 0.5 --temperature 0.1"
-EARLIER = SETTING | {"scl": COLD, "acl-grad": COLD}
-GENTLE = "--weight 0.1 --temperature 0.5"
-
-# The angle of the plain sum, nothing dropped.
-OBSERVE = "--conflict observe"
-OBSERVE_GROUPS = "--change conflict-groups --conflict observe"
+KD = "--weight 0.5 --temperature 1"
+SETTINGS = {
+    "epochs": {
+        "rte": "--epochs 4",
+        "mrpc": "--epochs 3",
+        "cola": "--epochs 2",
+        "sst2": "--epochs 3",
+    },
+    "sample": {"sst2": "--limit-train 6000"},
+    # The ends of train on which settings and changes were chosen.  RTE has few samples to give
+    # away, so it has a slice for its learning rate alone.
+    "slice": {
+        "rte": "--holdout 490 --epochs 4",
+        "mrpc": "--holdout 668 --epochs 2",
+        "cola": "--holdout 1000 --epochs 2",
+        "sst2": "--limit-train 8000 --holdout 2000 --epochs 3",
+    },
+    # What the tuning settled on (results/README.md): the rates with six exits, with one exit,
+    # and with one exit for ce and scl.
+    "lr": LR,
+    "lr_one_exit": LR | {"cola": "--lr 1e-4"},
+    "lr_ce_scl": LR | {"cola": "--lr 1e-4", "sst2": "--lr 1e-4"},
+    "setting": {"scl": HALF, "acl-embed": HALF, "acl-grad": HALF, "acl-cl": HALF, "kd": KD},
+    # Before that: scl and acl-grad as MRPC's slice alone would have it.
+    "earlier": {"scl": COLD, "acl-grad": COLD, "acl-cl": HALF, "kd": KD},
+    "tried": {
+        "acl-grad": COLD + " --conflict none",
+        "acl-cl": HALF + " --conflict none",
+        "kd": KD,
+    },
+}
 
 
 # ------------------------------------------------------------------------------ the runs
@@ -118,9 +122,9 @@ OBSERVE_GROUPS = "--change conflict-groups --conflict observe"
 
 def tuning():
     """One budget, four runs a method and task, ce's all for the learning rate."""
-    for lr in ("5e-5", "1e-4", "2e-4", "4e-4"):
-        tasks = TASKS[1:] if lr == "4e-4" else TASKS
-        yield from rows(f"tune/lr{lr}", ["ce"], tasks, "--exits all", SLICE, f"--lr {lr}")
+    yield from rows("tune/lr4e-4", ["ce"], TASKS[1:], "--exits all {slice} --lr 4e-4")
+    for lr in ("5e-5", "1e-4", "2e-4"):
+        yield from rows(f"tune/lr{lr}", ["ce"], TASKS, "--exits all {slice} --lr " + lr)
 
     # Weight and temperature at one rate, then what was best at the other.
     contrastive = ["scl", "acl-cl", "acl-grad"]
@@ -132,133 +136,136 @@ def tuning():
         (["kd"], "0.5", "2"),
         (["kd"], "1", "2"),
     ):
-        setting = f"--weight {weight} --temperature {tau}"
         folder = f"tune/weight{weight}_temperature{tau}"
-        yield from rows(folder, methods, TASKS[1:], "--exits all", SLICE, "--lr 1e-4", setting)
-    line = ("--exits all", SLICE, "--lr 2e-4", SETTING)
-    yield from rows("tune/lr2e-4", [*contrastive, "kd"], TASKS[1:], *line)
+        options = "--exits all {slice} --lr 1e-4 --weight " + weight + " --temperature " + tau
+        yield from rows(folder, methods, TASKS[1:], options)
+    options = "--exits all {slice} --lr 2e-4 {setting}"
+    yield from rows("tune/lr2e-4", [*contrastive, "kd"], TASKS[1:], options)
 
     # One exit: each method's chosen setting at two rates; acl-embed takes acl-grad's.
     for lr in ("1e-4", "2e-4"):
-        line = ("--exits last", SLICE, f"--lr {lr}", SETTING)
-        yield from rows(f"tune_vanilla/lr{lr}", ["ce", "scl", "acl-grad"], TASKS[1:], *line)
+        options = "--exits last {slice} --lr " + lr + " {setting}"
+        yield from rows(f"tune_vanilla/lr{lr}", ["ce", "scl", "acl-grad"], TASKS[1:], options)
 
 
 def tables(seed):
     """The main tables, and the pilot.  On RTE one seed of the tables measures the angle, too."""
-    yield from rows("multi", METHODS, TASKS, "--exits all", EPOCHS, LR, SAMPLE, SETTING)
-    observe = {"rte": OBSERVE_GROUPS} if seed == 1 else {}
-    line = ("--exits last", EPOCHS, LR_CE_AND_SCL, SAMPLE, SETTING)
-    yield from rows("vanilla", ["ce"], TASKS, *line)
-    yield from rows("vanilla", ["scl"], TASKS, observe, *line)
-    line = ("--exits last", EPOCHS, LR_ONE_EXIT, SAMPLE, SETTING)
-    yield from rows("vanilla", ["acl-grad"], TASKS, *line)
-    yield from rows("vanilla", ["acl-embed"], TASKS, observe, *line)
-    line = (OBSERVE_GROUPS, "--exits last", EPOCHS, LR, COLD)
-    yield from rows("pilot_temperature0.1", ["scl", "acl-embed"], ["rte"], *line)
+    yield from rows("multi", METHODS, TASKS, "--exits all {epochs} {lr} {sample} {setting}")
+    one_exit = "--exits last {epochs} {lr_one_exit} {sample} {setting}"
+    ce_and_scl = "--exits last {epochs} {lr_ce_scl} {sample} {setting}"
+    yield from rows("vanilla", ["ce"], TASKS, ce_and_scl)
+    yield from rows("vanilla", ["acl-grad"], TASKS, one_exit)
+    yield from rows("vanilla", ["scl"], TASKS[1:], ce_and_scl)
+    yield from rows("vanilla", ["acl-embed"], TASKS[1:], one_exit)
+    observe = "--change conflict-groups --conflict observe "
+    first = observe if seed == 1 else ""
+    yield from rows("vanilla", ["scl", "acl-embed"], ["rte"], first + one_exit)
+    pilot = observe + "--exits last {epochs} {lr} --weight 0.5 --temperature 0.1"
+    yield from rows("pilot_temperature0.1", ["scl", "acl-embed"], ["rte"], pilot)
 
 
 def tries():
     """Changes on slices of train.  Without the gate, which would drop 2 % there."""
-    no_gate = "--conflict none"
-    settings = {"acl-cl": f"{HALF} {no_gate}", "kd": KD, "acl-grad": f"{COLD} {no_gate}"}
-    line = ("--exits all --lr 1e-4", SLICE, settings)
-    for setting, methods, before, after in (
-        ("depth", ["ce", "acl-cl", "kd", "acl-grad"], "", ""),
-        ("depth_center", ["acl-cl", "acl-grad"], "center", ""),
-        ("depth_label-embedding-anchors", ["acl-cl"], "label-embedding-anchors", ""),
-        ("depth_own-teacher", ["acl-cl"], "own-teacher", ""),
-        ("depth_label-embedding-keys", ["acl-cl"], "label-embedding-keys", ""),
-        ("depth_warm-up", ["acl-cl"], "warm-up", ""),
-        ("depth_shared-pooler", ["acl-cl", "ce"], "shared-pooler", "--pooling cls"),
-        ("depth_layer-wise", ["acl-cl", "ce"], "layer-wise", ""),
-        ("uniform", ["ce", "acl-cl"], "", "--exit-weights uniform"),
-        ("uniform_center", ["acl-cl"], "center", "--exit-weights uniform"),
-        ("depth_center_no-students-embed", ["acl-cl"], "center", "--no-students-embed"),
-        ("depth_center_weight2", ["acl-cl"], "center", "--weight 2"),
+    line = "--exits all --lr 1e-4 {slice} {tried}"
+    for setting, methods, options in (
+        ("depth", ["ce", "acl-cl", "kd", "acl-grad"], "{line}"),
+        ("depth_center", ["acl-cl", "acl-grad"], "--change center {line}"),
+        ("depth_label-embedding-anchors", ["acl-cl"], "--change label-embedding-anchors {line}"),
+        ("depth_own-teacher", ["acl-cl"], "--change own-teacher {line}"),
+        ("depth_label-embedding-keys", ["acl-cl"], "--change label-embedding-keys {line}"),
+        ("depth_warm-up", ["acl-cl"], "--change warm-up {line}"),
+        ("depth_shared-pooler", ["acl-cl", "ce"], "--change shared-pooler {line} --pooling cls"),
+        ("depth_layer-wise", ["acl-cl", "ce"], "--change layer-wise {line}"),
+        ("uniform", ["ce", "acl-cl"], "{line} --exit-weights uniform"),
+        ("uniform_center", ["acl-cl"], "--change center {line} --exit-weights uniform"),
+        ("depth_center_no-students-embed", ["acl-cl"],
+         "--change center {line} --no-students-embed"),
+        ("depth_center_weight2", ["acl-cl"], "--change center {line} --weight 2"),
     ):
-        change = f"--change {before}" if before else ""
-        yield from rows(f"tries/{setting}", methods, TASKS[1:], change, *line, after)
+        yield from rows(f"tries/{setting}", methods, TASKS[1:], options.replace("{line}", line))
 
     # 1,000 samples of SST-2's train split, scored on the 2,000 after them.
-    line = "--exits all --epochs 6 --lr 1e-4 --limit-train 3000 --holdout 2000"
-    settings = SETTING | {"acl-grad": GENTLE}
-    yield from rows("few", ["ce", "kd", "acl-grad", "acl-cl"], ["sst2"], line, settings)
+    line = "--exits all --epochs 6 --lr 1e-4 --limit-train 3000 --holdout 2000 "
+    yield from rows("few", ["ce", "kd", "acl-cl"], ["sst2"], line + "{setting}")
+    yield from rows("few", ["acl-grad"], ["sst2"], line + "--weight 0.1 --temperature 0.5")
 
 
 def other_forms():
     """NT-Xent, the form of one of the authors' logged runs; the teacher chosen CsdBERT's way."""
-    line = ("--change nt-xent --exits all", SLICE, LR)
-    yield from rows("tune_nt-xent/weight0.1", ["acl-cl"], ["cola", "mrpc"], *line, GENTLE)
-    yield from rows("tune_nt-xent/weight0.5", ["acl-cl"], ["cola", "mrpc"], *line, HALF)
-    line = ("--change nt-xent --exits all", EPOCHS, LR, SAMPLE, GENTLE)
-    yield from rows("multi_nt-xent", ["acl-cl", "acl-grad"], TASKS, *line)
-    line = ("--change nt-xent --exits last", EPOCHS, LR_ONE_EXIT, SAMPLE, GENTLE)
-    yield from rows("vanilla_nt-xent", ["acl-embed"], TASKS, *line)
-    line = ("--change best-teacher --exits all", EPOCHS, LR, SAMPLE, HALF)
-    yield from rows("multi_best-teacher", ["acl-cl"], TASKS, *line)
+    tune = "--change nt-xent --exits all {slice} {lr} "
+    gentle = "--weight 0.1 --temperature 0.5"
+    yield from rows("tune_nt-xent/weight0.1", ["acl-cl"], ["cola", "mrpc"], tune + gentle)
+    yield from rows("tune_nt-xent/weight0.5", ["acl-cl"], ["cola", "mrpc"], tune + "{setting}")
+    six_exits = "--change nt-xent --exits all {epochs} {lr} {sample} " + gentle
+    yield from rows("multi_nt-xent", ["acl-cl", "acl-grad"], TASKS, six_exits)
+    one_exit = "--change nt-xent --exits last {epochs} {lr_one_exit} {sample} " + gentle
+    yield from rows("vanilla_nt-xent", ["acl-embed"], TASKS, one_exit)
+    best = "--change best-teacher --exits all {epochs} {lr} {sample} {setting}"
+    yield from rows("multi_best-teacher", ["acl-cl"], TASKS, best)
 
 
 def base_size():
     """MPNet: 12 layers, an exit at each.  5e-5 is the rate of the author's own runs."""
+    line = "--exits all --model mpnet --limit-train 2268 --holdout 668 --epochs 2 "
     for times, head_lr in (("20", "0.001"), ("1", "5e-05"), ("10", "0.0005")):
-        line = f"{MPNET_SLICE} --lr 5e-5 --head-lr {head_lr}"
-        yield from rows(f"mpnet_head_lr/heads{times}", ["ce"], ["mrpc"], line)
-    for lr, head_lr in (("5e-5", "0.001"), ("1e-4", "0.002")):
-        line = f"{MPNET_SLICE} --lr {lr} --head-lr {head_lr}"
-        yield from rows(f"mpnet_tune/lr{lr}", METHODS, ["mrpc"], line, SETTING)
+        options = line + "--lr 5e-5 --head-lr " + head_lr
+        yield from rows(f"mpnet_head_lr/heads{times}", ["ce"], ["mrpc"], options)
+    slow = line + "--lr 5e-5 --head-lr 0.001 {setting}"
+    yield from rows("mpnet_tune/lr5e-5", METHODS, ["mrpc"], slow)
+    fast = line + "--lr 1e-4 --head-lr 0.002 {setting}"
+    yield from rows("mpnet_tune/lr1e-4", METHODS, ["mrpc"], fast)
 
     # scl, which prefers 5e-5 by 0.2, has 1e-4, too.
-    line = ("--exits all --model mpnet", EPOCHS, "--lr 1e-4 --head-lr 0.002", SETTING)
-    yield from rows("mpnet", METHODS, ["rte", "mrpc"], *line)
+    whole = "--exits all --model mpnet {epochs} --lr 1e-4 --head-lr 0.002 {setting}"
+    yield from rows("mpnet", METHODS, ["rte", "mrpc"], whole)
 
 
 def ablations():
     """One change at a time at 1e-4; where the gate is not the change it stands open."""
-    line = ("--exits all", EPOCHS, "--lr 1e-4", SAMPLE)
-    yield from rows("multi_lr1e-4", METHODS, TASKS, *line, EARLIER)
-    uniform = "--exit-weights uniform"
+    line = "--exits all {epochs} --lr 1e-4 {sample}"
+    yield from rows("multi_lr1e-4", METHODS, TASKS, line + " {earlier}")
     for setting, method, options in (
-        ("project", "acl-grad", f"--change project {OBSERVE} {COLD}"),
-        ("weigh", "acl-grad", f"--change weigh {OBSERVE} {COLD}"),
-        ("features", "acl-grad", f"--conflict-at features {COLD}"),
-        ("discard", "scl", f"--conflict discard {COLD}"),
-        ("uniform", "ce", uniform),
-        ("none", "acl-grad", f"--conflict none {COLD}"),
-        ("none", "acl-cl", f"--conflict none {HALF}"),
-        ("none_detached", "acl-grad", f"--change detached --conflict none {COLD}"),
-        ("none_weight0.1", "acl-cl", f"--conflict none {GENTLE}"),
-        ("none_temperature0.1", "acl-cl", f"--conflict none {COLD}"),
-        ("none_best-teacher", "acl-cl", f"--change best-teacher --conflict none {HALF}"),
-        ("none_no-students-embed", "acl-cl", f"--conflict none --no-students-embed {HALF}"),
-        ("none_center", "acl-cl", f"--change center --conflict none {HALF}"),
-        ("none_uniform", "acl-cl", f"--conflict none {uniform} {HALF}"),
+        ("project", "acl-grad", "--change project --conflict observe {line} {earlier}"),
+        ("weigh", "acl-grad", "--change weigh --conflict observe {line} {earlier}"),
+        ("features", "acl-grad", "{line} --conflict-at features {earlier}"),
+        ("discard", "scl", "{line} --conflict discard {earlier}"),
+        ("uniform", "ce", "{line} --exit-weights uniform"),
+        ("none", "acl-grad", "{line} --conflict none {earlier}"),
+        ("none", "acl-cl", "{line} --conflict none {earlier}"),
+        ("none_detached", "acl-grad", "--change detached {line} --conflict none {earlier}"),
+        ("none_weight0.1", "acl-cl", "{line} --conflict none --weight 0.1 --temperature 0.5"),
+        ("none_temperature0.1", "acl-cl", "{line} --conflict none --weight 0.5 --temperature 0.1"),
+        ("none_best-teacher", "acl-cl", "--change best-teacher {line} --conflict none {earlier}"),
+        ("none_no-students-embed", "acl-cl",
+         "{line} --conflict none --no-students-embed {earlier}"),
+        ("none_center", "acl-cl", "--change center {line} --conflict none {earlier}"),
+        ("none_uniform", "acl-cl", "{line} --conflict none --exit-weights uniform {earlier}"),
     ):
-        yield from rows(f"ablate/{setting}", [method], ["sst2"], options, *line)
+        yield from rows(f"ablate/{setting}", [method], ["sst2"], options.replace("{line}", line))
 
     # On CoLA as well, where the weight 0.5 costs most.
-    line = (*line, "--conflict none", GENTLE)
     folder = "ablate/none_weight0.1_temperature0.5"
-    yield from rows(folder, ["acl-grad", "scl"], ["sst2", "cola"], *line)
+    options = line + " --conflict none --weight 0.1 --temperature 0.5"
+    yield from rows(folder, ["acl-grad", "scl"], ["sst2", "cola"], options)
 
 
 def gate():
     """The demo with more of the contrastive loss than by default; one epoch of SCL on RTE."""
-    demo = "--epochs 8 --batch-size 32"
-    rte = "--exits last --epochs 1 --lr 1e-4"
+    demo = "--epochs 8 --batch-size 32 "
+    rte = "--exits last --epochs 1 --lr 1e-4 --weight 0.5 --temperature 0.1"
     yield from rows("gate/ce", ["ce"], ["demo"], demo)
-    yield from rows("gate/all-exits", ["ce"], ["demo"], f"{demo} --exits all")
-    yield from rows("gate/ce", ["ce"], ["rte"], rte, COLD)
+    yield from rows("gate/all-exits", ["ce"], ["demo"], demo + "--exits all")
+    yield from rows("gate/ce", ["ce"], ["rte"], rte)
     for rule, options in (
-        ("observe", OBSERVE),
-        ("discard", "--conflict discard"),
-        ("project", f"--change project {OBSERVE}"),
-        ("weigh", f"--change weigh {OBSERVE}"),
+        ("observe", "--conflict observe "),
+        ("discard", "--conflict discard "),
+        ("project", "--change project --conflict observe "),
+        ("weigh", "--change weigh --conflict observe "),
     ):
-        line = (options, demo, "--weight 0.1 --temperature 0.07")
-        yield from rows(f"gate/{rule}", ["acl-grad"], ["demo"], *line)
-        yield from rows(f"gate/{rule}", ["acl-cl"], ["demo"], *line, "--exits all")
-        yield from rows(f"gate/{rule}", ["scl"], ["rte"], options, rte, COLD)
+        of_demo = options + demo + "--weight 0.1 --temperature 0.07"
+        yield from rows(f"gate/{rule}", ["acl-grad"], ["demo"], of_demo)
+        yield from rows(f"gate/{rule}", ["acl-cl"], ["demo"], of_demo + " --exits all")
+        yield from rows(f"gate/{rule}", ["scl"], ["rte"], options + rte)
 
 
 def chosen(args):
