@@ -13,6 +13,7 @@ import re
 import sys
 from pathlib import Path
 
+import pandas
 import torch
 import torch.nn.functional as F
 
@@ -24,7 +25,7 @@ import exits
 import grad_surgery
 import train
 from acl import acl_embed_loss, contrastive_loss, unit
-from tools import encoders
+from tools import encoders, processes
 from tools.errors import InputError, one_line_errors
 from tools.run import Run
 
@@ -35,6 +36,7 @@ TRAINING_STEP = train.training_step
 MAKE_OPTIMIZER = train.make_optimizer
 TELEMETRY = train.telemetry
 LOG_STEP = Run.log_step
+LOG_EXITS = Run.log_exits
 RESTORE = Run.restore
 
 # ------------------------------------------------------------------- the contrastive losses
@@ -277,11 +279,18 @@ def losses_and_groups(args, model, h, logits, labels):
 
 
 def log_step_and_groups(run, row):
-    """A step's lines of groups.csv; they lie in the checkpoint like the other logs."""
+    """The lines of groups.csv lie in the checkpoint like those of the other logs."""
     LOG_STEP(run, row)
     rows = run.logs.setdefault("groups.csv", [])
     for group, cosine in PENDING:
         rows.append({"step": row["step"], "group": group, "cosine": cosine})
+
+
+def log_exits_and_groups(run, rows):
+    LOG_EXITS(run, rows)
+    if processes.is_first():
+        groups = pandas.DataFrame(run.logs["groups.csv"])
+        groups.to_csv(run.folder / "groups.csv", index=False, float_format="%.4f", na_rep="nan")
 
 
 # ------------------------------------------------------------------------------ the command
@@ -301,7 +310,8 @@ CHANGES = {
     "project": [(grad_surgery, "acl_grad", project), (train, "telemetry", telemetry_of_project)],
     "weigh": [(grad_surgery, "acl_grad", weigh), (train, "telemetry", telemetry_of_weigh)],
     "conflict-groups": [(train, "losses", losses_and_groups),
-                        (Run, "log_step", log_step_and_groups)],
+                        (Run, "log_step", log_step_and_groups),
+                        (Run, "log_exits", log_exits_and_groups)],
 }
 
 

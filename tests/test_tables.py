@@ -1,0 +1,188 @@
+"""results/tables.py: the committed tables' numbers from the packed files, a cell at a time."""
+
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+from results import packed, tables
+from tests.small import answer
+from tools.tradeoff import at_speedup
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = packed.read()
+RUNS = DATA.runs.fillna({"setting": ""}).to_dict("records")
+ROWS = {kind: dict(list(getattr(DATA, kind).groupby("run"))) for kind in ("tradeoff", "exits")}
+T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # by the number of differences
+
+
+def cells_of(text):
+    """{(title, caption, row, column): cell} of the tables in a Markdown text; no empty cells."""
+    cells = {}
+    for line in text.splitlines():
+        if line.startswith("### "):
+            title = line[4:]
+        elif line.startswith("|"):
+            row = [cell.strip() for cell in line[1:-1].split("|")]
+            header = header or row
+            name = re.sub(r" \(\d\)$", "", row[0])  # without the number of seeds
+            for column, cell in zip(header, row):
+                if column and cell and name not in ("", "---"):
+                    cells[title, caption, name, column] = cell
+        elif line:
+            caption, header = line, None
+    return cells
+
+
+CELLS = cells_of((ROOT / "results" / "tables.md").read_text(encoding="utf-8"))
+
+
+def measure(run, name):
+    """A run's number for a table, from its rows of the packed files."""
+    scores = run["exit_scores"]
+    if name.startswith("exit "):
+        return scores[run["exit_layers"].index(int(name[5:]))]
+    if name in ("shallow", "Mean over the lower half of the exits"):
+        return statistics.mean(scores[:max(1, len(scores) // 2)])
+    if name.startswith("Score at twice"):
+        return at_speedup(ROWS["tradeoff"][run["run"]], "entropy", 2).score
+    if name == "over epochs":
+        rows = ROWS["exits"][run["run"]]
+        return rows[rows.exit_layer == run["exit_layers"][-1]].accuracy.mean()
+    return scores[-1] if name in ("deepest", "score") else statistics.mean(scores)
+
+
+def values(block, task, name, of):
+    """{seed: number}; of the task "all" means over the block's tasks, where none is missing."""
+    tasks = {run["task"] for run in RUNS if run["block"] == block} if task == "all" else [task]
+    found = {}
+    for run in RUNS:
+        words = [run["method"], *filter(None, run["setting"].split("_"))]
+        if (run["block"], ", ".join(words)) == (block, name) and run["task"] in tasks:
+            found.setdefault(run["seed"], []).append(measure(run, of))
+    return {seed: statistics.mean(v) for seed, v in found.items() if len(v) == len(tasks)}
+
+
+def mean_sd(numbers):
+    sd = f"±{statistics.stdev(numbers):.1f}" if len(numbers) > 1 else ""
+    return f"{statistics.mean(numbers):.1f}{sd}"
+
+
+def interval(ours, theirs):
+    """Mean and 95 % t-interval of the differences over the common seeds."""
+    d = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+    cell = f"{statistics.mean(d):+.2f}"
+    if len(d) > 1:
+        half = T[len(d)] * statistics.stdev(d) / len(d) ** 0.5
+        cell += f" [{statistics.mean(d) - half:.2f}, {statistics.mean(d) + half:.2f}]"
+    return cell
+
+
+def expected(block, caption, row, column):
+    """A cell of any table of scores or differences, or None where it is of another kind."""
+    if row == "majority class":
+        return None
+    if caption.startswith("**") and column in ("mean", "shallow", "deepest", "score",
+                                               "over epochs") or column.startswith("exit "):
+        return mean_sd(list(values(block, caption.split("**")[1], row, column).values()))
+    if caption.startswith("Score at twice") and caption.endswith("entropy:"):
+        return mean_sd(list(values(block, column, row, caption).values()))
+    if ", difference to " not in caption:
+        return None
+    of, to = caption.rstrip(":").split(", difference to ")
+    beside = {"ablate": "multi_lr1e-4", "tries": "tries"}.get(block, block.split("_")[0])
+    if block in ("mpnet_cpu", "multi_lr1e-4"):
+        beside = block
+    other = row if to.startswith("the same") else to.strip("`")
+    return interval(values(block, column, row, of), values(beside, column, other, of))
+
+
+@pytest.mark.parametrize("block", tables.BLOCKS)
+def test_scores_and_differences(block):
+    """Every mean, sd and t-interval over seeds, but for those that the tests below look at."""
+    checked = 0
+    for (title, caption, row, column), cell in CELLS.items():
+        if title == tables.BLOCKS[block][0] and block not in ("speeds", "geometry"):
+            want = expected(block, caption, row, column)
+            assert want in (cell, None), (caption, row, column)
+            checked += want is not None
+    assert checked or block in ("speeds", "geometry", "tune", "tune_vanilla")
+
+
+def of(start):
+    """The runs whose name starts so."""
+    return [run for run in RUNS if run["run"].startswith(start)]
+
+
+def test_cells_of_other_kinds():
+    """Early exit, geometry, conflicts, tuning: each from the packed rows of its runs."""
+    runs = of("multi/mrpc_acl-cl")
+    at = [at_speedup(ROWS["tradeoff"][run["run"]], "patience", 1.5) for run in runs]
+    own = statistics.mean(row.speedup for row in at)  # over 5 % more than 1.5
+    speeds = ("Early exit, every rule", "**mrpc**, 5 seeds")
+    want = f"{mean_sd([row.score for row in at])} ({own:.2f}x)"
+    assert CELLS[*speeds, "patience, acl-cl", "1.5x"] == want
+    twice = [100 * measure(run, "Score at twice") / run["score"] for run in runs]
+    assert CELLS[*speeds, "entropy, acl-cl", "% of full, 2x"] == mean_sd(twice)
+    clock = DATA.clock.set_index(["run", "batch_size"]).clocked
+    want = f"{clock['multi/mrpc_acl-cl_3', 32]:.2f}x"
+    assert CELLS[*speeds, "entropy, acl-cl", "clocked"] == want
+    assert CELLS[*speeds, "patience, acl-cl", "3x"] == "-"
+
+    last = [ROWS["exits"][run["run"]].iloc[-1].label_cosine for run in runs]
+    cell = CELLS["Did it align?", "Mean over seeds:", "mrpc, acl-cl", "label cosine, deepest"]
+    assert cell == f"{statistics.mean(last):.2f}"
+
+    gate = of("gate/weigh/rte_scl")
+    shares = [statistics.mean(run[name] for run in gate) for name in ("conflict_share", "kept")]
+    cell = CELLS[tables.BLOCKS["gate"][0], "**rte**", "scl, weigh", "conflicts (kept)"]
+    assert cell == "{:.0f} % ({:.0f} %)".format(*(100 * share for share in shares))
+
+    tuned = [run["mean_exit_score"] for run in of("tune/lr2e-4/") if run["method"] == "kd"]
+    row = ("Tuning", "Mean over exits:", "kd, lr2e-4")
+    assert len(tuned) == 3 and CELLS[*row, "all"] == f"{statistics.mean(tuned):.2f}"
+    assert CELLS["Tuning", "Mean over exits:", "ce, lr5e-5", "all"] == "58.38"  # without rte
+
+
+@pytest.mark.parametrize("path, argv", [
+    ("results/tables.md", []), ("README.md", ["--block", "summary"])
+])
+def test_the_committed_tables_are_what_the_script_makes(path, argv, tmp_path, capsys):
+    """Written between the markers; no table has more than eight columns."""
+    committed = (ROOT / path).read_text(encoding="utf-8")
+    above, tables_and_below = committed.split(tables.BEGIN)
+    lines, below = tables_and_below.split(tables.END)
+    page = tmp_path / "page.md"
+    page.write_text(f"{above}{tables.BEGIN}old\n{tables.END}{below}", encoding="utf-8")
+    assert answer(capsys, tables.main, *argv, "--write", page)[0] == 0
+    assert page.read_text(encoding="utf-8") == committed
+    assert max(line.count("|") for line in lines.splitlines()) <= 9
+
+
+@pytest.mark.parametrize("column, block", [("six exits", "multi"), ("one exit", "vanilla")])
+def test_the_summary(column, block):
+    """Means over all tasks and exits, seed by seed."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split(tables.BEGIN)[1]
+    cells = {key[2:]: cell for key, cell in cells_of("### \n" + text).items()}
+    ours, ce = (values(block, "all", name, "mean") for name in ("acl-grad", "ce"))
+    assert cells["acl-grad", column] == interval(ours, ce)
+    assert cells["ce", column] == mean_sd(list(ce.values()))
+
+
+def test_the_majority_class_is_glues():
+    """RTE 146 of 277, MRPC 279 of 408, SST-2 444 of 872; a constant has no correlation."""
+    known = {"rte": 146 / 277, "mrpc": 279 / 408, "sst2": 444 / 872, "cola": 0}
+    for run in of("multi/"):
+        assert run["majority_score"] == pytest.approx(100 * known[run["task"]])
+
+
+@pytest.mark.parametrize("argv, word", [
+    (["--block", "nothing"], "nothing"),
+    (["--packed", "nowhere"], "nowhere/runs.csv is missing"),
+    (["--block", "few", "--write", __file__], "needs a line <!-- results -->"),
+])
+def test_bad_input(argv, word, capsys):
+    """One line and status 2."""
+    status, _, error = answer(capsys, tables.main, *argv)
+    assert status == 2 and word in error and error.count("\n") == 1
