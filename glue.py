@@ -58,9 +58,9 @@ def load_task(name, data, limit_train=None, holdout=None, with_test=False):
     """(task, {"train": Dataset, "dev": Dataset}); MNLI has dev_matched and dev_mismatched.
 
     name: one of TASKS; for your own data any other name, of letters, digits, - and _.
-    data: GLUE as a folder in any of its layouts, or the hub's id; else a file (.csv, .tsv,
-    .jsonl, .json, .parquet) or a folder with train, dev and test files of these kinds, with one
-    or two text columns and `label`.  limit_train: only the first so many samples of train.
+    data: GLUE's id on the hub, or a folder with GLUE's files; for your own data a file (.csv,
+    .tsv, .jsonl, .json, .parquet), or a folder with train, dev and test files of these kinds, with
+    one or two text columns and `label`.  limit_train: only the first so many samples of train.
     holdout: the last so many of these become "dev", to choose options by; dev and test are left
     out.  with_test: "test" too (MNLI test_matched and test_mismatched).  Raises InputError.
     """
@@ -71,10 +71,8 @@ def load_task(name, data, limit_train=None, holdout=None, with_test=False):
         task = TASKS[name]
         splits = data_files.read_glue(task, data, split_names(task, with_test))
     else:
-        data_files.check_own_name(name, data, TASKS)
         texts, classes, splits = data_files.read_own(name, data, with_test)
         task = Task(name, name, texts, texts, "label", classes, ("accuracy", "macro_f1"))
-    data_files.check_rows(name, data, splits)
 
     # The rows that stay in train.  If limit_train asks for more, the slice takes what there is.
     train = splits["train"]

@@ -1,68 +1,29 @@
-"""Data files behind glue.load_task: GLUE in the layouts people have, and tables of one's own.
+"""Samples from files: GLUE's download, the hub's GLUE, or a table of one's own.
 
-Names of folders and files mean themselves (none is taken for a pattern), and nothing is cached:
-a changed file is read anew.  The datasets library's own readers of CSV and JSON do not fit here:
-they take `NA` for a missing text, fill up short rows, move the cells of long ones, and look for
-brackets in names.  So Python's csv and json modules read, and the rows become a Dataset.
-
-Every function raises InputError for what it cannot read.
+A file of any kind becomes a pandas.DataFrame whose index says where a row stands, and the table
+becomes a split: a datasets.Dataset of the texts and `label`, a number.  What cannot be read is an
+InputError, whose one line names the file; no row is left out without a word.
 """
 
+import contextlib
 import csv
 import hashlib
+import io
 import json
-import os
 import random
 import re
 import sys
-from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import datasets
+import pandas
 import pyarrow.parquet
-from datasets import ClassLabel, Dataset
+from datasets import Dataset
 
-from tools import processes
-from tools.errors import InputError, is_here, reason
+from tools.errors import InputError, is_here, reading, reason
+from tools.processes import say
 
-
-@contextmanager
-def one_line_errors(path):
-    """Whatever goes wrong with reading `path` becomes one line that names it."""
-    try:
-        yield
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 ({reason(error)}); save it as UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or reason(error)}") from None
-    except Exception as error:      # a torn file: the libraries' errors have many names
-        raise InputError(f"cannot load {path} ({reason(error)[:200]})") from None
-
-
-def remark(text):
-    """One line on standard error, of the first process alone; names may hold line ends."""
-    processes.say(" ".join(text.splitlines()), file=sys.stderr)
-
-
-def tsv_rows(path):
-    """(line number, cells) of each line.
-
-    Only \\n and \\r\\n end a row, only a tab ends a cell, and quotes are plain characters.
-    A byte-order mark (MRPC starts with one) is dropped.
-    """
-    with open(path, encoding="utf-8-sig", newline="\n") as file:
-        for number, line in enumerate(file, start=1):
-            line = line.removesuffix("\n")
-            yield number, line.removesuffix("\r").split("\t")
-
-
-# -------------------------------------------------------------------------- GLUE, four layouts
+# ------------------------------------------------------------------------------ GLUE's files
 
 # What the hub calls the classes of tasks whose download has 0 and 1.
 HUB_CLASSES = {
@@ -72,572 +33,192 @@ HUB_CLASSES = {
     "qqp": ("not_duplicate", "duplicate"),
     "wnli": ("not_entailment", "entailment"),
 }
-
-
-def read_glue_folder(task, data, names):
-    """{split: Dataset} of the splits `names` of a GLUE task from the folder `data`.
-
-    task: a glue.Task.  Looked for in RTE/, rte/ or the folder itself, in this order:
-    train.tsv (GLUE's download), train-*.parquet (a copy of the hub's nyu-mll/glue),
-    train/*.parquet (the hub's converted files), dataset_dict.json (save_to_disk).
-    """
-    places = glue_places(task, Path(data))
-    for place in places:
-        # A link that points nowhere is there too: reading it says what is wrong.
-        if os.path.lexists(place / "train.tsv"):
-            return {name: read_glue_tsv(task, place / f"{name}.tsv") for name in names}
-    for place in places:
-        if parquet_files(place, "train"):
-            return {name: read_glue_parquet(task, place, name) for name in names}
-    for place in places:
-        if (place / "dataset_dict.json").exists():
-            return read_glue_saved(task, place, names)
-    raise InputError(
-        f"--data {data} holds no {task.name}: neither {task.folder}/train.tsv (GLUE's download) "
-        f"nor {task.name}/train-*.parquet (a copy of the hub's nyu-mll/glue) "
-        f"nor {task.name}/train/*.parquet (the hub's converted files) "
-        f"nor {task.name}/dataset_dict.json (save_to_disk); "
-        "data of your own need a --task of their own")
+COLA_COLUMNS = ["source", "label", "mark", "sentence"]  # its train and dev have no header
 
 
 def read_glue(task, data, names):
-    """{name: Dataset} of a GLUE task, from a folder or the hub.  Raises InputError."""
-    if is_here("--data", data):
-        return read_glue_folder(task, data, names)
-    return read_glue_hub(task, data, names)
+    """{name: Dataset} of the splits `names` of a GLUE task.
 
-
-def glue_places(task, folder):
-    """The folders in which a task's files may lie.  Capitals do not count, as on some disks."""
-    wanted = {task.folder.lower(), task.name}
-    if not folder.is_dir():
-        raise InputError(f"--data {folder} is a file, and {task.name} is a task of GLUE; "
-                         f"choose another --task for data of your own")
-    with one_line_errors(folder):
-        entries = sorted(folder.iterdir())
-    inside = [entry for entry in entries if entry.name.lower() in wanted and entry.is_dir()]
-    return [*inside, folder]
-
-
-def read_glue_tsv(task, path):
-    """A file of GLUE's download."""
-    with one_line_errors(path):
-        return parse_glue_tsv(task, path)
-
-
-def parse_glue_tsv(task, path):
-    is_labelled = not path.name.startswith("test")
-    rows = tsv_rows(path)
-
-    # CoLA's train and dev have no header and four columns.
-    if task.name == "cola" and is_labelled:
-        header = ["source", "label", "mark", "sentence"]
-    else:
-        _, header = next(rows, (1, []))
-    wanted = [*task.tsv_columns]
-    if is_labelled:
-        wanted.append(task.tsv_label)
-    for column in wanted:
-        if column not in header:
-            names = ", ".join(header)[:80]
-            raise InputError(f"{path}, line 1: no column {column!r} in the header; found {names!r}")
-
-    columns = {column: [] for column in (*task.text_columns, "label")}
-    skipped = 0
-    for number, cells in rows:
-        # Known faults of the download.
-        is_short = len(cells) < len(header)
-        if is_short and task.name == "qqp" and path.name == "train.tsv":
-            skipped += 1
-            continue
-        if len(cells) != len(header):
-            raise InputError(
-                f"{path}, line {number}: {len(cells)} columns where the header has {len(header)}")
-        row = dict(zip(header, cells))
-        for column, tsv_column in zip(task.text_columns, task.tsv_columns):
-            columns[column].append(row[tsv_column])
-        if not is_labelled:
-            columns["label"].append(-1)
-            continue
-        label = row[task.tsv_label]
-        if label not in task.labels:
-            allowed = " or ".join(task.labels)
-            raise InputError(f"{path}, line {number}: label {label[:40]!r} is not {allowed}")
-        columns["label"].append(task.labels.index(label))
-    if skipped:
-        remark(f"{path}: {skipped} short rows skipped")
-    return Dataset.from_dict(columns)
-
-
-def hub_name(name):
-    """On the hub the dev split is called validation."""
-    return name.replace("dev", "validation")
-
-
-def parquet_files(place, hub_split):
-    """train-*.parquet, or else train/*.parquet, in order.  Names, not patterns."""
-    if not place.is_dir():
-        return []
-    with one_line_errors(place):
-        flat = [f for f in sorted(place.iterdir()) if f.name.startswith(f"{hub_split}-")]
-        folder = place / hub_split
-        converted = sorted(folder.iterdir()) if folder.is_dir() else []
-    for files in (flat, converted):
-        parts = [file for file in files if file.suffix == ".parquet"]
-        if parts:
-            return parts
-    return []
-
-
-def read_parquet_parts(files):
-    """Parquet files, one behind the other, as a Dataset.  All parts must be there."""
-    count = re.search(r"-of-(\d+)$", files[0].stem)
-    if count and int(count[1]) != len(files):
-        raise InputError(f"{files[0].parent} holds {len(files)} of the {int(count[1])} parts "
-                         f"of {files[0].name}; copy the others too")
-    parts = []
-    for path in files:
-        with one_line_errors(path), open(path, "rb") as file:
-            parts.append(Dataset(pyarrow.parquet.read_table(file)))
-    with one_line_errors(files[0]):
-        return datasets.concatenate_datasets(parts)
-
-
-def read_glue_parquet(task, place, name):
-    files = parquet_files(place, hub_name(name))
-    if not files:
-        raise InputError(f"{place} has no {hub_name(name)}-*.parquet, though {task.name} needs it")
-    return check_hub_split(task, read_parquet_parts(files), name, files[0])
-
-
-def read_glue_saved(task, place, names):
-    """What load_dataset("nyu-mll/glue", task).save_to_disk(place) wrote."""
-    # The library takes `::` for a chain of file systems, even in an absolute path.
-    if "::" in str(place.absolute()):
-        raise InputError(f"{place} cannot be read as a saved dataset because of the :: in its "
-                         "path; rename the folder")
-    with one_line_errors(place):
-        tables = datasets.load_from_disk(str(place.absolute()), keep_in_memory=True)
-    return select_hub_splits(task, tables, names, place)
-
-
-def read_glue_hub(task, data, names):
-    """The splits `names` from the hub id `data`, such as nyu-mll/glue, or from the hub's cache."""
-    try:
-        tables = datasets.load_dataset(data, task.name)
-    except Exception as error:      # offline, no such id: the library's errors have many names
-        folder = data.rpartition("/")[2]
-        raise InputError(
-            f"cannot load {task.name} from the hub's {data} ({reason(error)[:150]}).  Two ways on: "
-            "where there is a network, "
-            f"`hf download {data} --repo-type dataset --local-dir {folder}`, and here "
-            f"`python train.py --task {task.name} --method acl-cl --data {folder}`; "
-            "or without data `python train.py --task demo --method acl-cl`") from None
-    return select_hub_splits(task, tables, names, data)
-
-
-def select_hub_splits(task, tables, names, source):
-    """The wanted splits of a DatasetDict that has the hub's names, each checked."""
+    task: a glue.Task.  data: the hub's id; or a folder with GLUE's download (RTE/train.tsv ..) or
+    with a copy of the hub's repository (rte/train-00000-of-00001.parquet ..).
+    """
+    classes = {}
+    for labels in (HUB_CLASSES.get(task.name, ()), task.labels):
+        classes |= {label: number for number, label in enumerate(labels)}
     splits = {}
     for name in names:
-        if hub_name(name) not in tables:
-            there = ", ".join(tables)
-            raise InputError(f"{source} has no split {hub_name(name)}; found {there}")
-        splits[name] = check_hub_split(task, tables[hub_name(name)], name, source)
+        source, table = find_glue(task, data, name)
+        splits[name] = make_split(source, table, task.text_columns, classes, name)
     return splits
 
 
-def check_hub_split(task, split, name, source):
-    """The split's texts and label alone.  InputError where columns, texts or labels do not fit."""
-    wanted = [*task.text_columns, "label"]
-    missing = [column for column in wanted if column not in split.column_names]
-    if missing:
-        raise InputError(f"{source}: {name} of {task.name} must have the columns "
-                         f"{', '.join(wanted)}; found {', '.join(split.column_names)}")
+def find_glue(task, data, name):
+    """A split of a GLUE task: where it was found, for messages, and its table."""
+    hub_name = name.replace("dev", "validation")
+    if not is_here("--data", data):
+        return data, table_of_dataset(load_from_hub(task, data, hub_name))
 
-    # Of the same columns, the classes' names tell which task it is.
-    expected = HUB_CLASSES.get(task.name, task.labels)
-    feature = split.features["label"]
-    if isinstance(feature, ClassLabel) and tuple(feature.names) not in (expected, task.labels):
-        raise InputError(f"{source}: the classes of {task.name} are {', '.join(expected)} in "
-                         f"this order; found {', '.join(feature.names)}; is it another task?")
-
-    split = split.select_columns(wanted)
-    for column in task.text_columns:
-        if not all(isinstance(text, str) for text in split[column]):
-            raise InputError(f"{source}: {name} of {task.name} has a text in {column} that is "
-                             "missing or no string")
-    # Only test may hide its labels.
-    lowest = -1 if name.startswith("test") else 0
-    allowed = range(lowest, len(task.labels))
-    for label in split["label"]:
-        if type(label) is not int or label not in allowed:
-            raise InputError(f"{source}: {name} of {task.name} has labels outside "
-                             f"{allowed[0]}..{allowed[-1]}, first {label!r}")
-    return split
+    download, copy = f"{name}.tsv", f"{hub_name}-00000-of-00001.parquet"
+    for folder in (Path(data, task.folder), Path(data, task.name), Path(data)):
+        for path in (folder / download, folder / copy):
+            if path.exists():
+                with reading(path):
+                    is_copy = path.name == copy
+                    return path, read_parquet(path) if is_copy else read_download(task, path)
+    raise InputError(
+        f"--data {data} holds no {name} of {task.name}: neither {task.folder}/{download} (GLUE's "
+        f"download) nor {task.name}/{copy} (a copy of the hub's nyu-mll/glue); data of your own "
+        "need a --task of their own"
+    )
 
 
-# ------------------------------------------------------------------------------ one's own data
+def read_download(task, path):
+    """A file of GLUE's download -> table with the hub's names of the columns."""
+    rows = plain_rows(read_text(path))
+    has_header = task.name != "cola" or path.name == "test.tsv"
+    header = rows.pop(1) if has_header else COLA_COLUMNS
+    if task.name == "qqp" and path.name == "train.tsv":
+        # A known fault of the download.
+        short = [number for number, cells in rows.items() if len(cells) < len(header)]
+        for number in short:
+            say(f"{path}: row {number} is too short and skipped", file=sys.stderr)
+            del rows[number]
+    hub_columns = dict(zip(task.tsv_columns, task.text_columns)) | {task.tsv_label: "label"}
+    return table_of_cells(path, header, rows).rename(columns=hub_columns)
 
-class Table(NamedTuple):
-    """One's own file, as read.  R samples."""
 
-    path: Path
-    columns: dict         # name: list of R values
-    places: list          # R strings for messages, such as "line 7"
-    class_names: tuple    # of a Parquet file whose label is a ClassLabel, in their order; or None
+def load_from_hub(task, data, hub_name):
+    """A split of the hub's `data`, or from the library's cache -> Dataset."""
+    try:
+        return datasets.load_dataset(data, task.name, split=hub_name)
+    except Exception as error:  # no network, no such id: the library's errors have many classes
+        raise InputError(
+            f"--data {data}: no such folder is here, and the hub's cannot be loaded "
+            f"({reason(error)}).  Two ways on: where there is a network, `hf download nyu-mll/glue "
+            "--repo-type dataset --local-dir glue`, and here --data glue; or without data "
+            "`python train.py --task demo --method acl-cl`"
+        ) from error
 
 
-SPLIT_NAMES = {
-    "train": ("train",),
-    "dev": ("dev", "validation", "valid", "val"),
-    "test": ("test",),
+# ------------------------------------------------------------------------ a table of one's own
+
+SPLITS = {
+    "train": "train",
+    "dev": "dev",
+    "validation": "dev",
+    "valid": "dev",
+    "val": "dev",
+    "test": "test",
 }
-# Text columns that are taken where a file has more than two columns beside `label`.
-PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"),
-         ("question", "sentence"), ("text1", "text2"))
-SINGLES = ("sentence", "text", "question")
+# Texts that are taken, in this order, where a file has more than two columns beside `label`.
+KNOWN_TEXTS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("text1", "text2"),
+    ("sentence",),
+    ("text",),
+    ("question",),
+)
 NUMBERING = ("id", "idx", "index", "guid", "", "unnamed: 0", "__index_level_0__")
-# How the header of what --predict and --examples write begins.
-OUR_TABLES = (("prediction", "confidence"), ("exit_layer", "confidence"))
-NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 DEV_SHARE = 0.1
 MOST_CLASSES = 150
 
 
 def read_own(name, data, with_test):
-    """Text columns, classes in order, {split: Dataset} of a file or folder of one's own.
+    """Names of the text columns, classes in order, {split: Dataset} of a file or folder.
 
-    Classes are ordered as numbers where all are numbers, else as strings; a Parquet file's
-    ClassLabel keeps its order.  Without a dev file a tenth of train, drawn with a fixed seed,
-    is dev.  What was chosen is told on standard error.
+    Without a dev file a tenth of train, drawn with a fixed seed, is dev.  What was chosen is told
+    on standard error.
     """
-    files = own_files(name, Path(data))
-    if with_test and "test" not in files:
-        raise InputError(f"{data} has no test file, which --predict needs: a folder with "
-                         "train.csv and test.csv, say")
-    if not with_test:
-        files.pop("test", None)
-    tables = {split: read_table(path) for split, path in files.items()}
-    text_columns = choose_text_columns(tables["train"])
-    classes = choose_classes(tables["train"])
-    shown = " | ".join(classes[:10])
-    if len(classes) > 10:
-        shown += " | .."
-    texts = " and ".join(text_columns)
-    remark(f"{name}: texts from {texts}; {len(classes)} classes: {shown}")
+    if not re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_-]*", name):
+        raise InputError(f"--task {name!r}: a name of your own has letters, digits, - and _ only")
+    files = own_files(Path(data)) if is_here("--data", data) else {}
+    needed = ["train", "test"] if with_test else ["train"]
+    if not set(needed) <= set(files):
+        raise InputError(f"--task {name} is none of GLUE's (--help names them), and --data {data} "
+                         f"has no file {needed[-1]} of your own ({', '.join(KINDS)})")
+    tables = {}
+    for split in ("train", "dev", *needed[1:]):
+        if split in files:
+            tables[split] = read_table(files[split])
+    texts = choose_texts(files["train"], tables["train"])
+    classes = choose_classes(files["train"], tables["train"])
+    say(f"{name}: texts from {' and '.join(texts)}; {len(classes)} classes: "
+        f"{' | '.join(classes)[:200]}", file=sys.stderr)
 
+    numbers = {label: number for number, label in enumerate(classes)}
     splits = {}
     for split, table in tables.items():
-        splits[split] = encode(table, text_columns, classes, split)
+        splits[split] = make_split(files[split], table, texts, numbers, split, has_text)
     if "dev" not in splits:
-        train, dev = set_dev_aside(splits["train"], files["train"])
-        count = len(train) + len(dev)
-        remark(f"{name}: no dev file; {len(dev)} of the {count} samples of "
-               f"{files['train'].name}, drawn with a fixed seed, are dev")
-        splits = splits | {"train": train, "dev": dev}
-    return text_columns, classes, splits
+        splits |= set_dev_aside(files["train"], splits["train"])
+        say(f"{name}: no dev file; {len(splits['dev'])} of the {len(tables['train'])} samples of "
+            f"{files['train'].name}, drawn with a fixed seed, are dev", file=sys.stderr)
+    return texts, classes, splits
 
 
-def own_files(name, data):
-    """{split: path}: one file is train; in a folder the names tell."""
-    kinds = ", ".join(READERS)
+def own_files(data):
+    """{split: path}: one file is train; in a folder the files' names tell."""
     if not data.is_dir():
-        if data.suffix.lower() not in READERS:
-            raise InputError(f"--data {data} is none of {kinds}")
         return {"train": data}
-
-    with one_line_errors(data):
-        entries = [file for file in sorted(data.iterdir()) if file.suffix.lower() in READERS]
     files = {}
-    for split, stems in SPLIT_NAMES.items():
-        fitting = [file for file in entries if file.stem.lower() in stems]
-        if len(fitting) > 1:
-            raise InputError(f"--data {data}: {fitting[0].name} and {fitting[1].name} both hold "
-                             f"{split}; keep one")
-        if fitting:
-            files[split] = fitting[0]
-    if "train" not in files:
-        raise InputError(f"--task {name} is none of GLUE's, and --data {data} holds no file train "
-                         f"of one's own (one of {kinds})")
+    for path in sorted(data.iterdir()):
+        split = SPLITS.get(path.stem.lower())
+        if split and path.suffix.lower() in KINDS:
+            if split in files:
+                raise InputError(f"--data {data}: {files[split].name} and {path.name} both hold "
+                                 f"{split}; keep one")
+            files[split] = path
     return files
 
 
-def read_table(path):
-    """One's own file -> Table."""
-    with one_line_errors(path):
-        table = READERS[path.suffix.lower()](path)
-        if not table.places:
-            raise InputError(f"{path} has no rows")
-        return table
-
-
-def read_csv(path):
-    """Cells between commas, in double quotes where they hold commas, newlines or quotes."""
-    rows = quoted_rows(path, ",")
-    return table_of_cells(path, rows, "cells of a .csv are separated by commas")
-
-
-def quoted_rows(path, separator):
-    """[(line number, cells)] of a table whose cells may be quoted."""
-    rows = []
-    limit = csv.field_size_limit(2**31 - 1)
-    try:
-        # A lone \r ends no row, so newline="\n"; csv reads on where a quoted cell holds one.
-        with open(path, encoding="utf-8-sig", newline="\n") as file:
-            reader = csv.reader(file, delimiter=separator, strict=True)
-            start = 1
-            for cells in reader:
-                rows.append((start, cells))
-                start = reader.line_num + 1
-    except csv.Error as error:
-        # csv's own words for a \r outside quotes are advice for programmers.
-        problem = str(error)
-        if "new-line character" in problem:
-            problem = "a lone carriage return outside quotes; end the lines with a newline"
-        raise InputError(f"{path}, the row that starts in line {start}: {problem}") from None
-    finally:
-        csv.field_size_limit(limit)
-    return rows
-
-
-def read_tsv(path):
-    """Cells between tabs.  Quotes are plain characters, as in GLUE's own files; but where the
-    header is that of a table this project wrote, a text with a tab or a quote is quoted."""
-    _, header = next(tsv_rows(path), (1, []))
-    first_two = tuple(cell.strip('"') for cell in header[:2])
-    rows = tsv_rows(path)
-    if first_two in OUR_TABLES:
-        rows = quoted_rows(path, "\t")
-    return table_of_cells(path, rows, "in a .tsv a tab ends a cell, quoted or not")
-
-
-def table_of_cells(path, rows, hint):
-    """(line number, cells) of each row, the header first -> Table.  Empty lines are passed over."""
-    rows = [(number, cells) for number, cells in rows if cells not in ([], [""])]
-    if not rows:
-        raise InputError(f"{path} is empty")
-    header = [cell.strip() for cell in rows[0][1]]
-    twice = [column for column, count in Counter(header).items() if count > 1]
-    if twice:
-        raise InputError(f"{path}, line {rows[0][0]}: two columns are called {twice[0]!r}")
-    for number, cells in rows[1:]:
-        if len(cells) != len(header):
-            raise InputError(f"{path}, line {number}: {len(cells)} cells where the header has "
-                             f"{len(header)} ({hint})")
-    columns = {}
-    for i, column in enumerate(header):
-        columns[column] = [cells[i] for _, cells in rows[1:]]
-    return Table(path, columns, [f"line {number}" for number, _ in rows[1:]], None)
-
-
-def read_json_lines(path):
-    """One JSON object a line."""
-    samples, places = [], []
-    # Only \n ends a line: JSON strings may hold other line ends as they are.
-    with open(path, encoding="utf-8-sig", newline="\n") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                samples.append(json.loads(line))
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}, line {number}: no JSON ({error})") from None
-            places.append(f"line {number}")
-    return table_of_objects(path, samples, places)
-
-
-def read_json(path):
-    """A list of JSON objects, or one object a line."""
-    text = path.read_text(encoding="utf-8-sig")
-    if not text.lstrip().startswith("["):
-        return read_json_lines(path)
-    try:
-        samples = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: no JSON ({error})") from None
-    return table_of_objects(path, samples, [f"sample {i}" for i in range(1, len(samples) + 1)])
-
-
-def table_of_objects(path, samples, places):
-    """JSON objects -> Table; None where an object lacks a column that another has."""
-    names = {}
-    for sample, place in zip(samples, places):
-        if not isinstance(sample, dict):
-            raise InputError(f"{path}, {place}: {str(sample)[:40]!r} is no object like "
-                             '{"text": "..", "label": ".."}')
-        names.update(dict.fromkeys(sample))
-    columns = {}
-    for column in names:
-        columns[column] = [sample.get(column) for sample in samples]
-    return Table(path, columns, places, None)
-
-
-def read_parquet(path):
-    split = read_parquet_parts([path])
-    columns = {column: split[column][:] for column in split.column_names}
-    feature = split.features.get("label")
-    class_names = None
-    # The numbers of a ClassLabel become its names; -1 means unknown.
-    if isinstance(feature, ClassLabel):
-        class_names = tuple(feature.names)
-        known = dict(enumerate(class_names))
-        columns["label"] = [known.get(number) for number in columns["label"]]
-    return Table(path, columns, [f"sample {i}" for i in range(1, len(split) + 1)], class_names)
-
-
-READERS = {
-    ".csv": read_csv,
-    ".tsv": read_tsv,
-    ".jsonl": read_json_lines,
-    ".json": read_json,
-    ".parquet": read_parquet,
-}
-
-
-def well_known(columns):
-    """The one pair of well-known names among the columns, or else the one such name, or ()."""
-    pairs = [pair for pair in PAIRS if set(pair) <= set(columns)]
-    singles = [name for name in SINGLES if name in columns]
-    if len(pairs) == 1:
-        return pairs[0]
-    if not pairs and len(singles) == 1:
-        return (singles[0],)
-    return ()
-
-
-def choose_text_columns(table):
+def choose_texts(path, table):
     """One or two columns: all but `label` and a numbering, or else names that are well known."""
-    present = list(table.columns)
-    if "label" not in present:
-        raise InputError(f"{table.path} has no column label; found {', '.join(present)[:80]!r}; "
-                         "call the column with the classes label")
-    numbering = [column for column in present if column.lower() in NUMBERING]
-    texts = [column for column in present if column != "label" and column not in numbering]
-    if not texts:
-        raise InputError(f"{table.path} has no text column; found {', '.join(present)!r}")
-
-    # A pair gets its usual order, whatever the file's; of many columns the known ones are taken.
-    known = well_known(texts)
-    if known and len(texts) > 2:
-        texts = known
-    if set(known) == set(texts):
-        texts = known
-    if len(texts) > 2:
-        raise InputError(f"{table.path} has {len(texts)} columns that may be texts: "
-                         f"{', '.join(texts)[:80]}; keep one or two beside label, or call them "
-                         "sentence1 and sentence2")
-    left_out = [column for column in present if column not in (*texts, "label")]
+    texts = [name for name in table.columns if name.lower() not in ("label", *NUMBERING)]
+    for known in KNOWN_TEXTS:
+        # A known pair gets its usual order; of more than two columns the known ones are taken.
+        if set(known) == set(texts) or len(texts) > 2 and set(known) <= set(texts):
+            texts = known
+    if "label" not in table or not 1 <= len(texts) <= 2:
+        raise InputError(f"{path} must have a column label, of classes, and one or two columns of "
+                         "texts (if there are more, call them sentence1 and sentence2); found "
+                         f"{columns_of(table)}")
+    left_out = [repr(name) for name in table.columns if name not in ("label", *texts)]
     if left_out:
-        remark(f"{table.path}: left out the columns {', '.join(map(repr, left_out))}")
+        say(f"{path}: left out the columns {', '.join(left_out)}", file=sys.stderr)
     return tuple(texts)
 
 
-def label_names(table):
-    """The label column as R strings, None where it is missing.  An integral 2.0 becomes "2"."""
-    names = []
-    for label, place in zip(table.columns["label"], table.places):
-        if isinstance(label, float):
-            # pandas makes numbers with gaps floats; a NaN (unlike itself) is the gap.
-            if label != label:
-                label = None
-            elif label.is_integer():
-                label = int(label)
-        if not isinstance(label, (str, int, float, type(None))):
-            raise InputError(f"{table.path}, {place}: label {str(label)[:40]!r} is neither a "
-                             "string nor a number")
-        # Spaces at the ends cannot be seen, so they make no class of their own.
-        name = "" if label is None else str(label).strip()
-        check_characters(table.path, place, name)
-        names.append(name or None)
-    return names
-
-
-def check_characters(path, place, text):
-    """InputError for half a surrogate pair, which JSON can spell ("\\ud83d") and UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half = text[error.start]
-        raise InputError(f"{path}, {place}: {half!r} is half a character (an emoji cut in two?); "
-                         "mend the text") from None
-
-
-def choose_classes(table):
-    """The classes in order, a tuple of K strings."""
-    names = label_names(table)
-    for name, place in zip(names, table.places):
-        if name is None:
-            raise InputError(f"{table.path}, {place}: the label is missing")
-    classes = sorted(set(names))
-    if all(NUMBER.fullmatch(name) for name in classes):
-        classes.sort(key=float)
-        for one, next_one in zip(classes, classes[1:]):
-            if float(one) == float(next_one):
-                raise InputError(f"{table.path}: the labels {one} and {next_one} are one number; "
-                                 "write it in one way")
-    if table.class_names:
-        classes = table.class_names
+def choose_classes(path, table):
+    """The classes of train, K strings in order: as numbers where all of them are numbers."""
+    labels = table["label"]
+    check(path, labels, labels.map(has_text), "is missing or no text")
+    classes = sorted(set(labels.map(class_name)))
+    with contextlib.suppress(ValueError):
+        classes = sorted(classes, key=float)
+    if table.attrs.get("classes"):  # a Parquet file that names its classes has an order of them
+        classes = [class_name(name) for name in table.attrs["classes"]]
     if not 2 <= len(classes) <= MOST_CLASSES:
-        shown = ", ".join(classes[:3])[:80]
-        raise InputError(f"{table.path}: the column label has {len(classes)} different value(s) "
-                         f"({shown}, ..); it takes 2 to {MOST_CLASSES} classes")
+        raise InputError(f"{path}: the column label has {len(classes)} different value(s) "
+                         f"({', '.join(classes)[:40]} ..); it takes 2 to {MOST_CLASSES} classes")
     return tuple(classes)
 
 
-def encode(table, text_columns, classes, split):
-    """Table -> Dataset of the text columns and `label`: int, -1 where a test file does not say."""
-    is_test = split == "test"
-    for column in text_columns:
-        if column not in table.columns:
-            raise InputError(f"{table.path}: train has the texts {', '.join(text_columns)}; "
-                             f"found {', '.join(table.columns)[:80]!r}")
-        for text, place in zip(table.columns[column], table.places):
-            if not isinstance(text, str) or not text.strip():
-                raise InputError(f"{table.path}, {place}: the text {column} is missing")
-            check_characters(table.path, place, text)
-
-    unlabelled = is_test and "label" not in table.columns
-    if unlabelled:
-        names = [None] * len(table.places)
-    elif "label" in table.columns:
-        names = label_names(table)
-    else:
-        raise InputError(f"{table.path} has no column label")
-    numbers = {name: number for number, name in enumerate(classes)}
-    if is_test:
-        numbers[None] = -1
-    for name, place in zip(names, table.places):
-        if name not in numbers:
-            raise InputError(f"{table.path}, {place}: label {name!r} is no class of train")
-    columns = {column: table.columns[column] for column in text_columns}
-    return Dataset.from_dict(columns | {"label": [numbers[name] for name in names]})
-
-
-def set_dev_aside(split, path):
-    """(train, dev): a tenth of the samples, at least one, is dev; every class stays in train."""
-    labels = split["label"][:]
-    left = Counter(labels)
+def set_dev_aside(path, train):
+    """{"train", "dev"}: a tenth of the samples, at least one, is dev; every class stays in train."""
+    labels = train["label"][:]
     order = list(range(len(labels)))
     random.Random(0).shuffle(order)
-    wanted = max(1, round(DEV_SHARE * len(labels)))
-    dev = []
-    for i in order:
-        if len(dev) < wanted and left[labels[i]] > 1:
-            left[labels[i]] -= 1
-            dev.append(i)
+    last = {labels[i]: i for i in order}  # of each class the sample that stays in any case
+    count = max(1, round(DEV_SHARE * len(labels)))
+    dev = [i for i in order if i != last[labels[i]]][:count]
     if not dev:
-        raise InputError(f"{path}: each class has one sample, so none can be set aside as dev; "
-                         "add samples or a dev file")
-    train = sorted(set(order) - set(dev))
-    return split.select(train), split.select(sorted(dev))
-
-
-def check_rows(name, data, splits):
-    """InputError for a split without samples."""
-    for split_name, split in splits.items():
-        if len(split) == 0:
-            raise InputError(f"{name}: the {split_name} split in {data} has no rows")
+        raise InputError(f"{path}: each class has one sample, so that none can be dev; add samples "
+                         "or a file dev")
+    rest = set(order) - set(dev)
+    return {"train": train.select(sorted(rest)), "dev": train.select(sorted(dev))}
 
 
 def check_classes(task, train):
@@ -652,20 +233,179 @@ def check_classes(task, train):
                              "all classes to train; look at the data, --limit-train and --holdout")
 
 
-def check_own_name(name, data, tasks):
-    """InputError where `name` cannot be a task of one's own, or `data` is no file or folder."""
-    if name.lower() == "stsb":
-        raise InputError("unknown task 'stsb': STS-B is regression, so there are no classes and no "
-                         f"label embeddings to align with; choose one of {', '.join(tasks)}")
-    plain = re.sub("[^a-z0-9]", "", name.lower())  # SST-2 as GLUE spells it, RTE
-    if plain in tasks:
-        raise InputError(f"unknown task {name!r}; did you mean {plain}?")
-    is_local = is_here("--data", data)
-    if not is_local:
-        raise InputError(f"unknown task {name!r}; choose one of {', '.join(tasks)}, or another "
-                         "name and a file of your own: --data FILE.csv")
-    if not re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_-]*", name):
-        raise InputError(f"--task {name!r}: a name of your own has letters, digits, - and _ only")
+# --------------------------------------------------------------------------------- any table
+
+KINDS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+HIDDEN_LABELS = ("", "-1", "?")  # in a test file
+
+# A cell of a .tsv in quotes.  It may hold tabs or line ends, but not both: else two plain cells,
+# of which one begins and the other ends with a quote, would be taken for one.
+QUOTED_CELL = re.compile(r'(?<![^\t\n])(?:"(?:[^"\t]|"")*"|"(?:[^"\n]|"")*")(?![^\t\r\n])')
+
+
+def read_table(path):
+    """A file of one's own -> DataFrame of strings, the same for every kind of file.
+
+    Its index says where a row stands: "row 7", where the header is row 1, or "sample 6".  A number
+    becomes its text, and what is missing ""; what is neither a number nor a text stays what it is.
+    """
+    path = Path(path)
+    kind = path.suffix.lower()
+    if kind not in KINDS:
+        raise InputError(f"{path} is none of {', '.join(KINDS)}")
+    with reading(path):
+        if kind == ".parquet":
+            table = read_parquet(path)
+        elif kind in (".json", ".jsonl"):
+            table = read_json(path)
+        else:
+            rows = quoted_or_plain_rows(path, kind)
+            table = table_of_cells(path, rows.pop(1), rows)
+        table = table.map(as_text)
+    if table.empty:
+        raise InputError(f"{path} has no rows")
+    table.columns = ["label" if name.lower() == "label" else name for name in table.columns]
+    if not table.columns.is_unique:
+        raise InputError(f"{path}: two columns have one name: {columns_of(table)}")
+    return table
+
+
+def read_text(path):
+    """A file's text without the byte-order mark at its start and empty lines at its end."""
+    return path.read_bytes().decode("utf-8-sig").rstrip("\r\n")
+
+
+def plain_rows(text):
+    """{number: cells} where only a line end ends a row, only a tab a cell, and nothing is quoted."""
+    lines = enumerate(text.split("\n"), start=1)
+    return {number: line.removesuffix("\r").split("\t") for number, line in lines}
+
+
+def quoted_or_plain_rows(path, kind):
+    """{number: cells} of a .csv or .tsv of one's own.
+
+    A cell that holds a separator, a quote or a line end is in quotes, as pandas and Excel write
+    it.  In a .tsv quotes are plain characters, as in GLUE's files, unless all of them belong to
+    such cells.  In a .csv a European Excel writes semicolons.
+    """
+    text = read_text(path)
+    separator = "\t"
+    if kind == ".csv":
+        header = text.split("\n")[0]
+        separator = next((mark for mark in ",;\t" if mark in header), ",")
+    elif '"' in QUOTED_CELL.sub("", text):
+        return plain_rows(text)
+    rows = {}
+    try:
+        for cells in csv.reader(io.StringIO(text + "\n"), delimiter=separator, strict=True):
+            rows[len(rows) + 1] = cells or [""]
+    except csv.Error as error:
+        raise InputError(f"{path}, row {len(rows) + 1}: {error}") from error
+    return rows
+
+
+def table_of_cells(path, header, rows):
+    """{number: cells} -> DataFrame.  pandas.read_csv would fill up short rows in silence."""
+    for number, cells in rows.items():
+        if len(cells) != len(header):
+            raise InputError(f"{path}, row {number}: {len(cells)} cells where the header has "
+                             f"{len(header)}")
+    places = [f"row {number}" for number in rows]
+    columns = [name.strip() for name in header]
+    return pandas.DataFrame(list(rows.values()), places, columns, dtype=object)
+
+
+def read_json(path):
+    """A list of objects, or an object a line -> DataFrame.
+
+    pandas.read_json would drop half a surrogate pair in silence, and bend large numbers.
+    """
+    text = read_text(path)
+    if not text.lstrip().startswith("["):
+        lines = [line for line in text.split("\n") if line.strip()]
+        text = "[" + ",\n".join(lines) + "]"
+    return table_of_objects(json.loads(text))
+
+
+def read_parquet(path):
+    """A Parquet file -> DataFrame.  No cache, and the file's name is taken for no pattern."""
+    with open(path, "rb") as file:
+        return table_of_dataset(Dataset(pyarrow.parquet.read_table(file)))
+
+
+def table_of_dataset(split):
+    """A Dataset -> DataFrame, where classes have their names; a number that is no class has ""."""
+    table = table_of_objects(split.to_dict())
+    names = getattr(split.features.get("label"), "names", None)
+    if names:
+        known = dict(enumerate(names))
+        table["label"] = [known.get(number, "") for number in split["label"]]
+    table.attrs["classes"] = names
+    return table
+
+
+def table_of_objects(objects):
+    """JSON's objects, or columns -> DataFrame."""
+    table = pandas.DataFrame(objects)
+    table.index = [f"sample {number}" for number in range(1, len(table) + 1)]
+    table.columns = [str(name) for name in table.columns]
+    return table
+
+
+def as_text(cell):
+    """A cell as a CSV holds it: 5 as "5", null and NaN as "" (NaN alone is unlike itself)."""
+    if isinstance(cell, (str, bool, int, float)):
+        return str(cell) if cell == cell else ""
+    return "" if cell is None else cell
+
+
+def class_name(label):
+    """A label -> the name of its class: spaces at the ends do not count, and 2.0 is 2."""
+    return re.sub(r"^([+-]?\d+)\.0+$", r"\1", str(label).strip())
+
+
+def make_split(path, table, texts, classes, name, is_text=pandas.notna):
+    """A table -> Dataset of its texts and `label`, -1 where a test file does not tell it.
+
+    classes: {class: number}; path: the file, for messages; name: the split's; is_text: cell ->
+    bool.  GLUE's texts may be empty.
+    """
+    is_test = name.startswith("test")
+    wanted = [*texts] if is_test else [*texts, "label"]
+    if table.empty or not set(wanted) <= set(table.columns):
+        raise InputError(f"{path} must have rows with the columns {', '.join(wanted)}; found "
+                         f"{len(table)} rows with {columns_of(table)}")
+    for column in texts:
+        check(path, table[column], table[column].map(is_text), "is missing or no text")
+    columns = {column: table[column].tolist() for column in texts}
+
+    if "label" not in table:
+        table = table.assign(label="")
+    labels = table["label"].map(class_name)
+    allowed = [*classes, *HIDDEN_LABELS] if is_test else classes
+    check(path, labels, labels.isin(allowed), f"is none of {', '.join(classes)[:80]}")
+    columns["label"] = [classes.get(label, -1) for label in labels]
+    return Dataset.from_dict(columns)
+
+
+def columns_of(table):
+    """The columns' names, for a message."""
+    return ", ".join(table.columns)[:80]
+
+
+def has_text(cell):
+    return isinstance(cell, str) and cell.strip() != ""
+
+
+def check(path, cells, is_right, problem):
+    """InputError for the first of a column's cells for which `is_right` is False."""
+    wrong = cells[~is_right]
+    if len(wrong) > 0:
+        shown = repr(wrong.iloc[0])[:60]
+        raise InputError(f"{path}, {wrong.index[0]}: {cells.name} {shown} {problem}")
+
+
+# --------------------------------------------------------------------------------- fingerprint
 
 
 def fingerprint(split):
