@@ -101,10 +101,12 @@ def split_names(task, with_test):
 # ---------------------------------------------------------------------------- tokens and batches
 
 def tokenize(split, tokenizer, max_length):
-    """A split of texts -> one of tokens, each sample cut to max_length tokens.
+    """A split of one or two text columns -> one of tokens, each sample cut to max_length tokens.
 
-    The table keeps all tokens one after the other as int32; Python lists would take ten times the
-    memory.  It stays in memory.
+    Training and prediction both come through here and through `loader`, so that the tokenizer's
+    own habits (padding on the left, no token types, no mask) change nothing.  The split may lack
+    `label`.  The table keeps all tokens one after the other as int32, in memory; Python lists
+    would take ten times as much of it.
     """
     columns = [column for column in split.column_names if column != "label"]
 
@@ -136,7 +138,7 @@ def loader(split, batches, tokenizer):
 
     A batch is transformers' BatchEncoding, a dict that has .to(device): (N, L) int64 input_ids,
     attention_mask and token_type_ids, padded on the right to the longest of its samples, and (N,)
-    int64 label.
+    int64 label where the split has it.
     """
     pad = partial(
         tokenizer.pad,
@@ -180,7 +182,7 @@ def accuracy(predictions, labels):
 def f1(predictions, labels):
     """F1 of class 1 of two, in points: 2 TP / (2 TP + FP + FN); 0 if no label or prediction is 1.
 
-    ValueError for more classes: GLUE uses it for two only; for more there is macro_f1.
+    More classes are a ValueError, because GLUE uses it for two only; for more there is macro_f1.
     """
     both = torch.cat([predictions, labels])
     if both.numel() and not 0 <= both.min() <= both.max() <= 1:
@@ -240,7 +242,9 @@ def score(metrics, logits, labels):
 
 
 def majority_score(labels, metric):
-    """What always answering the most frequent class of labels (R,) would score, in points: where
-    an exit that has learnt nothing stands."""
+    """The points of a constant answer, the most frequent class of labels (R,).
+
+    An exit that has learnt nothing scores as much.
+    """
     constant = torch.full_like(labels, labels.mode().values.item())
     return METRICS[metric](constant, labels)

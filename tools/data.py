@@ -42,12 +42,17 @@ def read_glue(task, data, names):
     task: a glue.Task.  data: the hub's id; or a folder with GLUE's download (RTE/train.tsv ..) or
     with a copy of the hub's repository (rte/train-00000-of-00001.parquet ..).
     """
-    classes = {}
-    for labels in (HUB_CLASSES.get(task.name, ()), task.labels):
-        classes |= {label: number for number, label in enumerate(labels)}
     splits = {}
     for name in names:
         source, table = find_glue(task, data, name)
+        classes = task.labels
+        if "classes" in table.attrs:
+            # RTE, MRPC and WNLI have the same columns, but not these names in this order.
+            classes = HUB_CLASSES.get(task.name, task.labels)
+            found = table.attrs["classes"]
+            if found != classes:
+                raise InputError(f"{source}: the classes of {task.name} are {', '.join(classes)}; "
+                                 f"found {', '.join(found)}: is it another task?")
         splits[name] = make_split(source, table, task.text_columns, classes, name)
     return splits
 
@@ -58,13 +63,15 @@ def find_glue(task, data, name):
     if not is_here("--data", data):
         return data, table_of_dataset(load_from_hub(task, data, hub_name))
 
-    download, copy = f"{name}.tsv", f"{hub_name}-00000-of-00001.parquet"
+    download = f"{name}.tsv"
+    copy = f"{hub_name}-00000-of-00001.parquet"
     for folder in (Path(data, task.folder), Path(data, task.name), Path(data)):
         for path in (folder / download, folder / copy):
             if path.exists():
                 with reading(path):
                     is_copy = path.name == copy
-                    return path, read_parquet(path) if is_copy else read_download(task, path)
+                    table = read_parquet(path) if is_copy else read_download(task, path)
+                return path, table
     raise InputError(
         f"--data {data} holds no {name} of {task.name}: neither {task.folder}/{download} (GLUE's "
         f"download) nor {task.name}/{copy} (a copy of the hub's nyu-mll/glue); data of your own "
@@ -136,9 +143,10 @@ def read_own(name, data, with_test):
         raise InputError(f"--task {name!r}: a name of your own has letters, digits, - and _ only")
     files = own_files(Path(data)) if is_here("--data", data) else {}
     needed = ["train", "test"] if with_test else ["train"]
-    if not set(needed) <= set(files):
-        raise InputError(f"--task {name} is none of GLUE's (--help names them), and --data {data} "
-                         f"has no file {needed[-1]} of your own ({', '.join(KINDS)})")
+    for split in needed:
+        if split not in files:
+            raise InputError(f"--task {name} is none of GLUE's (--help names them), and --data "
+                             f"{data} has no file {split} of your own ({', '.join(KINDS)})")
     tables = {}
     for split in ("train", "dev", *needed[1:]):
         if split in files:
@@ -148,10 +156,9 @@ def read_own(name, data, with_test):
     say(f"{name}: texts from {' and '.join(texts)}; {len(classes)} classes: "
         f"{' | '.join(classes)[:200]}", file=sys.stderr)
 
-    numbers = {label: number for number, label in enumerate(classes)}
     splits = {}
     for split, table in tables.items():
-        splits[split] = make_split(files[split], table, texts, numbers, split, has_text)
+        splits[split] = make_split(files[split], table, texts, classes, split, has_text)
     if "dev" not in splits:
         splits |= set_dev_aside(files["train"], splits["train"])
         say(f"{name}: no dev file; {len(splits['dev'])} of the {len(tables['train'])} samples of "
@@ -198,7 +205,7 @@ def choose_classes(path, table):
     classes = sorted(set(labels.map(class_name)))
     with contextlib.suppress(ValueError):
         classes = sorted(classes, key=float)
-    if table.attrs.get("classes"):  # a Parquet file that names its classes has an order of them
+    if "classes" in table.attrs:  # a Parquet file that names its classes has an order of them
         classes = [class_name(name) for name in table.attrs["classes"]]
     if not 2 <= len(classes) <= MOST_CLASSES:
         raise InputError(f"{path}: the column label has {len(classes)} different value(s) "
@@ -207,7 +214,7 @@ def choose_classes(path, table):
 
 
 def set_dev_aside(path, train):
-    """{"train", "dev"}: a tenth of the samples, at least one, is dev; every class stays in train."""
+    """{"train", "dev"}: a tenth of the samples, at least one, is dev; train keeps every class."""
     labels = train["label"][:]
     order = list(range(len(labels)))
     random.Random(0).shuffle(order)
@@ -276,7 +283,7 @@ def read_text(path):
 
 
 def plain_rows(text):
-    """{number: cells} where only a line end ends a row, only a tab a cell, and nothing is quoted."""
+    """{number: cells} of lines whose cells end with tabs, and where quotes are plain characters."""
     lines = enumerate(text.split("\n"), start=1)
     return {number: line.removesuffix("\r").split("\t") for number, line in lines}
 
@@ -340,7 +347,7 @@ def table_of_dataset(split):
     if names:
         known = dict(enumerate(names))
         table["label"] = [known.get(number, "") for number in split["label"]]
-    table.attrs["classes"] = names
+        table.attrs["classes"] = tuple(names)
     return table
 
 
@@ -367,8 +374,8 @@ def class_name(label):
 def make_split(path, table, texts, classes, name, is_text=pandas.notna):
     """A table -> Dataset of its texts and `label`, -1 where a test file does not tell it.
 
-    classes: {class: number}; path: the file, for messages; name: the split's; is_text: cell ->
-    bool.  GLUE's texts may be empty.
+    path: the file, for messages.  name: the split's.  is_text: cell -> bool; GLUE's texts may be
+    empty.
     """
     is_test = name.startswith("test")
     wanted = [*texts] if is_test else [*texts, "label"]
@@ -384,7 +391,8 @@ def make_split(path, table, texts, classes, name, is_text=pandas.notna):
     labels = table["label"].map(class_name)
     allowed = [*classes, *HIDDEN_LABELS] if is_test else classes
     check(path, labels, labels.isin(allowed), f"is none of {', '.join(classes)[:80]}")
-    columns["label"] = [classes.get(label, -1) for label in labels]
+    numbers = {label: number for number, label in enumerate(classes)}
+    columns["label"] = [numbers.get(label, -1) for label in labels]
     return Dataset.from_dict(columns)
 
 

@@ -1,4 +1,4 @@
-"""The demo task: generated sentence pairs and a little untrained BERT; no download."""
+"""The demo task needs no download: it generates sentence pairs and a little untrained BERT."""
 
 import random
 
@@ -9,13 +9,13 @@ from transformers import BertConfig, BertModel, BertTokenizer
 PEOPLE = "anna boris clara david emma felix grace henry irene jacob laura martin".split()
 VERBS = "thanked helped called followed warned visited".split()
 
-# How sentence 2 differs from sentence 1; None: it says the same.  One after the other, so that
-# every part of the data holds the same shares.
+# How sentence 2 differs from sentence 1; None means that it says the same.  The changes take turns,
+# so that every part of the data holds the same shares.
 CHANGES = [None, "never", None, "verb", None, "person", None, "roles", None, "roles"]
 
 
 def demo_samples(count):
-    """A split of English sentence pairs, all different, both labels in turn; our own.
+    """English sentence pairs that we made up: all different, the two labels taking turns.
 
     Sentence 1 tells who did what to whom, actively or passively.  Sentence 2 tells it again in
     either voice (entailment), or changes it (not_entailment) in one of these ways:
@@ -25,8 +25,9 @@ def demo_samples(count):
         person   boris helped clara                likewise: 1 in 5
         roles    anna helped boris                 only order and voice tell: 2 in 5
 
-    So a majority guess gets 50 %, a bag of words about 60 %, whoever compares words without their
-    order about 80 %.  count: number of samples, at most 6,000.  Returns a Dataset.
+    So a majority guess is right in 50 %, a bag of words in about 60 %, and whoever compares words
+    without their order in about 80 %.  count: the number of samples, at most 6,000.  Returns a
+    Dataset.
     """
     draw = random.Random(0)
     labels = {}
@@ -72,12 +73,12 @@ def tell(draw, who, verb, whom):
 
 
 def demo_encoder():
-    """The demo's BERT, 3 layers, untrained, and a tokenizer of the demo's words alone.
+    """The demo's untrained BERT of 3 layers, and a tokenizer of the demo's words alone.
 
     BERT's own start, N(0, 0.02), is made for long training; here half a minute must do.  So
     weights start larger, and attention in the last two layers starts where trained attention
     arrives: a token looks at the same word elsewhere.  The first layer's does not, so that the
-    first exit can tell little more than `never`.  Our own choice, the same for all methods.
+    first exit can tell little more than `never`.  We chose this start, the same for all methods.
     """
     # Every word of the demo, behind BERT's own five tokens.
     words = {*PEOPLE, *VERBS, "was", "by", "never"}
