@@ -1,0 +1,286 @@
+"""`python -m tools.report RUN ..`: one run, several, what is left out, the files it writes."""
+
+import csv
+import json
+import shutil
+
+import pandas
+import pytest
+
+import exits
+import train
+from tests import small
+from tools import report, tradeoff
+from tools.run import read_run
+
+ODD = ['he said "no"', "a\ttab", "two\nlines", "a\rreturn", "ends with \\", "o'clock, 'tis"]
+
+
+@pytest.fixture(scope="module")
+def whole_runs(tmp_path_factory):
+    """{name: folder}, not to be changed: a method twice, with another weight, and with one exit."""
+    root = tmp_path_factory.mktemp("runs")
+    write_odd_data(root / "my data")
+    small.write_encoder(root / "my model")
+    folders = {
+        "first": small.make_run(root),
+        "second": small.make_run(root, seed=2),
+        "one exit": small.make_run(root, "ce", "--exits", "last"),
+    }
+    shutil.move(folders["first"], root / "first")
+    folders["heavy"] = small.make_run(root, "acl-cl", "--weight", "0.5")
+    return folders | {"first": root / "first"}
+
+
+def write_odd_data(folder):
+    """Texts with all that files mix up; the columns are called as those of examples.tsv."""
+    small.write_data(folder, {"train": 24, "dev": 40})
+    for split in ("train", "dev"):
+        table = pandas.read_csv(folder / f"{split}.csv")
+        table.columns = ["prediction", "sentence", "label"]
+        odd = [ODD[i % len(ODD)] for i in range(len(table))]
+        table["sentence"] = table.sentence + " " + odd
+        table.to_csv(folder / f"{split}.csv", index=False, quoting=csv.QUOTE_ALL)
+
+
+@pytest.fixture
+def runs(whole_runs, tmp_path):
+    """The same folders, for the test to change."""
+    return {name: shutil.copytree(run, tmp_path / name) for name, run in whole_runs.items()}
+
+
+def printed(capsys, *argv):
+    """What the command prints; it must go well."""
+    status, out, errors = small.answer(capsys, report.main, *argv)
+    assert status == 0, errors
+    return out
+
+
+def cells(text, name):
+    """The words behind the first line that starts with `name`, or has it behind a title."""
+    for line in text.splitlines():
+        _, found, rest = f" {line}".partition(f" {name} ")
+        if found:
+            return rest.split()
+    raise AssertionError(f"no line has {name!r} in\n{text}")
+
+
+def write_steps(run, angles):
+    """steps.csv with these (epoch, angle)."""
+    table = pandas.DataFrame(angles, columns=["epoch", "angle"])
+    table.to_csv(run / "steps.csv", index=False, na_rep="nan")
+
+
+def change_json(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+# ------------------------------------------------------------------------------------ one run
+
+
+def test_one_run_at_a_glance(runs, capsys):
+    run = read_run(runs["first"])
+    text = printed(capsys, run.folder)
+    assert "acl-cl on mine, accuracy on 40 dev samples, majority class 50.0\n" in text
+    first, last = [f"{score:.1f}" for score in run.result["exit_scores"]]
+    assert cells(text, "full model") == [last, "2.00", "1.00x"]
+    row = tradeoff.at_speedup(tradeoff.trade_off_of(run), "entropy", 1.5)
+    assert cells(text, "entropy at 1.5x") == [
+        f"{row.score:.1f}", f"{row.mean_exit_layer:.2f}", f"{row.speedup:.2f}x",
+        f"{row.threshold:.4g}",
+    ]
+    assert "entropy at 3x" not in text  # two layers are never that fast
+    assert cells(text, "layer 1") == [first]
+    assert cells(text, "layer 2") == [last]
+    assert f"instead of the full model's {last}." in text
+
+
+def test_one_exit_says_why_there_is_no_speed_up(runs, capsys):
+    text = printed(capsys, runs["one exit"])
+    assert "With one exit no sample leaves early" in text
+    assert "entropy at" not in text
+    assert "gradients" not in text  # ce has one
+
+
+def test_the_rule_asked_for(runs, capsys):
+    text = printed(capsys, runs["first"], "--rule", "confidence")
+    assert "confidence at 2x" in text and "entropy at" not in text
+
+
+def test_all_shows_every_rule_and_its_front(runs, capsys):
+    text = printed(capsys, runs["first"], "--all")
+    front = text.split("Pareto front")[1]
+    assert cells(front, "patience")[1:3] == ["2.00", "1.00x"]  # two exits: nobody leaves early
+    assert "entropy at 2x" in text and "pcee" not in text  # which needs three exits
+
+
+def test_of_more_than_two_classes_confidence_says_something_of_its_own():
+    args = report.parse_args(["run", "--all"])
+    assert report.rules_of(args, 3) == ["entropy", "confidence", "patience", "pcee"]
+    assert report.rules_of(args, 2) == ["entropy", "patience", "pcee"]
+
+
+# ------------------------------------------------------------------------------- the gradients
+
+
+def test_a_gradient_that_is_not_finite_counts_as_a_conflict(runs, capsys):
+    write_steps(runs["first"], [(1, 80), (1, None), (2, 100), (2, 90), (2, 89)])
+    text = printed(capsys, runs["first"])
+    assert cells(text, "% conflicts") == ["40.0"]
+    assert cells(text, "in epoch 1") == ["50.0"]
+    assert cells(text, "in epoch 2") == ["33.3"]
+    assert cells(text, "mean angle") == ["89.8"]
+    assert "In 2 steps the second gradient pointed against cross-entropy's" in text
+    assert "The gate was --conflict discard --conflict-at parameters." in text
+
+
+def test_the_histogram_by_hand(runs, capsys):
+    """90 degrees is no conflict, so it stands in the bar that ends there."""
+    write_steps(runs["first"], [(1, angle) for angle in (0, 6, 7, 25, 25.5, 90, 180)])
+    text = printed(capsys, runs["first"])
+    bars = [line.split() for line in text.splitlines() if line.endswith("#")]
+    assert [(bar[0], bar[2], bar[3], len(bar[4])) for bar in bars] == [
+        ("0", "10", "3", 50), ("20", "30", "2", 34), ("80", "90", "1", 17), ("170", "180", "1", 17),
+    ]
+
+
+# -------------------------------------------------------------------------------- several runs
+
+
+def test_methods_side_by_side(runs, capsys):
+    """In the papers' order; ce has one exit, and one gradient."""
+    text = printed(capsys, runs["second"], runs["first"], runs["one exit"])
+    pair = [read_run(runs["first"]), read_run(runs["second"])]
+    twice = [tradeoff.at_speedup(tradeoff.trade_off_of(run), "entropy", 2).score for run in pair]
+    results = pandas.DataFrame([run.result for run in pair])
+    score = read_run(runs["one exit"]).result["score"]
+    assert text.index("ce x1") < text.index("acl-cl x2")
+    assert cells(text, "full model") == [f"{score:.1f}", report.mean_sd(results.score)]
+    assert cells(text, "entropy at 2x") == ["-", report.mean_sd(twice)]
+    assert cells(text, "layer 1") == ["-", report.mean_sd(results.exit_scores.str[0])]
+    assert cells(text, "mean") == ["-", report.mean_sd(results.mean_exit_score)]
+    assert cells(text, "% conflicts") == ["-", report.mean_sd(100 * results.conflict_share)]
+    assert "#" in printed(capsys, *runs.values(), "--all")  # each run's histogram
+
+
+def test_two_settings_of_a_method_stand_apart(runs, capsys):
+    text = printed(capsys, runs["first"], runs["second"], runs["heavy"])
+    assert "acl-cl (1) is acl-cl, weight 0.1\nacl-cl (2) is acl-cl, weight 0.5\n" in text
+    assert "acl-cl (1) x2" in text and "acl-cl (2) x1" in text
+
+
+def test_settings_by_hand():
+    """The seed, the machine and the place of the data make no setting; None is not there."""
+    configs = pandas.DataFrame([
+        {"method": "ce", "seed": 1, "lr": 1e-3, "device": "cpu", "data": "a"},
+        {"method": "ce", "seed": 2, "lr": 1e-3, "device": "cuda", "data": "b", "max_steps": None},
+        {"method": "scl", "seed": 1, "lr": 1e-3},
+        {"method": "scl", "seed": 1, "lr": 2e-3, "max_steps": 9},
+    ], dtype=object)
+    assert report.settings(configs).tolist() == [
+        "ce", "ce", "scl, lr 0.001, max_steps not set", "scl, lr 0.002, max_steps 9",
+    ]
+
+
+def test_methods_that_were_not_trained_alike(runs, capsys):
+    assert "Not trained alike" not in printed(capsys, *runs.values())
+    change_json(runs["one exit"] / "config.json", max_steps=9)
+    text = printed(capsys, runs["first"], runs["one exit"])
+    assert "Not trained alike, max_steps: 9 (ce); None (acl-cl)" in text
+
+
+def test_other_dev_samples_are_a_table_of_their_own(runs, tmp_path, capsys):
+    other = small.make_run(tmp_path / "other", seed=3)  # ten dev samples
+    text = printed(capsys, runs["first"], other, runs["second"])
+    assert "on 40 dev samples" in text and "on 10 dev samples" in text
+    assert "acl-cl x2" in text and "acl-cl x3" not in text
+
+
+def test_what_is_left_out_and_why(runs, tmp_path, capsys):
+    (tmp_path / "unfinished").mkdir()
+    again = shutil.copytree(runs["first"], tmp_path / "again")
+    text = printed(capsys, runs["first"], tmp_path / "unfinished", again)
+    left_out = text.split("Left out: ")[1]
+    assert f"{tmp_path / 'unfinished'} is no finished run" in left_out
+    assert f"{again} has the options and the seed of another run" in left_out
+    assert cells(text, "full model")[1:] == ["2.00", "1.00x"]  # as of one run
+
+
+def test_methods_stand_in_the_order_of_train_py():
+    assert report.METHODS == tuple(train.METHODS)
+
+
+def test_mean_sd():
+    assert report.mean_sd([1, 2, 3]) == "2.0±1.0"
+    assert report.mean_sd([1]) == "1.0"
+    assert report.mean_sd([1, None]) == report.mean_sd([1, float("nan")]) == "-"
+
+
+# ---------------------------------------------------------------------------------- the files
+
+
+def test_examples_say_what_the_exit_said(runs, capsys):
+    """And pandas gives back every text, with its quotes, tabs and line ends."""
+    run = read_run(runs["first"])
+    threshold = exits.normalised_entropy(run.logits[0]).median().item()
+    printed(capsys, run.folder, runs["one exit"], "--examples", "--threshold", threshold)
+    index = exits.exit_indices(run.logits, tradeoff.make_rule("entropy", threshold))
+    assert 0 < index.sum() < 40
+    names = run.config["labels"]
+    expected = []
+    for i, sample in enumerate(tradeoff.dev_split(run)):
+        p, k = run.logits[index[i], i].softmax(dim=-1).max(dim=-1)
+        expected.append([index[i] + 1, round(p.item(), 4), names[k], names[sample["label"]],
+                         sample["prediction"], sample["sentence"]])
+    table = pandas.read_csv(run.folder / "examples.tsv", sep="\t")
+    assert list(table)[:5] == ["exit_layer", "confidence", "prediction", "label", "prediction_text"]
+    assert table.values.tolist() == expected
+    assert not (runs["one exit"] / "examples.tsv").exists()
+
+
+def test_the_clock_writes_what_it_measured(runs, capsys):
+    text = printed(capsys, runs["first"], "--clock", "--threshold", "1")
+    table = pandas.read_csv(runs["first"] / "clock.csv")
+    assert list(table) == ["rule", "threshold", "patience", "device", "batch_size", "counted",
+                           "clocked", "full_ms_per_sample"]
+    assert table.batch_size.tolist() == [1, 32]
+    assert table.counted.tolist() == [2, 2]  # all leave at the first of two layers
+    assert table.clocked.min() > 0
+    assert f"{table.clocked[0]:.4f}" in text
+
+
+# ----------------------------------------------------------------------------------- bad input
+
+
+def other_data(run):
+    change_json(run / "config.json", holdout=10)
+
+
+BAD = {  # name: (what is done to the run, options, words of the message)
+    "no run": (shutil.rmtree, [], "no finished run"),
+    "no model": (lambda run: shutil.rmtree(run / "model"), ["--clock"], "model"),
+    "other data": (other_data, ["--examples"], "have changed"),
+    "never that fast": (None, ["--examples", "--rule", "patience"], "never reaches 2x"),
+    "a threshold for the table": (None, ["--threshold", "0.1"], "leave them out"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_nothing_is_written(name, runs, capsys):
+    change, options, words = BAD[name]
+    run = runs["first"]
+    if change:
+        change(run)
+    before = set(run.rglob("*"))
+    status, _, errors = small.answer(capsys, report.main, run, *options)
+    lines = [line for line in errors.splitlines() if line.startswith("tools.report: ")]
+    assert status == 2
+    assert len(lines) == 1 and words in lines[0]
+    assert "Traceback" not in errors
+    assert set(run.rglob("*")) == before
+
+
+def test_of_runs_with_one_exit_nothing_leaves_early(runs, capsys):
+    status, out, errors = small.answer(capsys, report.main, runs["one exit"], "--examples")
+    assert (status, out) == (2, "")
+    assert "no run here has several exits" in errors
