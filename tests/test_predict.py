@@ -1,0 +1,250 @@
+"""`python -m tools.predict RUN FILE|-`: answers are those of training's evaluation, row for row."""
+
+import io
+import shutil
+import sys
+
+import pandas
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertTokenizer, DistilBertConfig, DistilBertModel, PreTrainedTokenizerFast
+
+import exits
+from tests import small
+from tools import predict, tradeoff
+from tools.run import read_run
+
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *small.WORDS]
+
+
+def plain_tokenizer(with_special_tokens):
+    """Without token types; with special tokens its pairs have them."""
+    tokenizer = Tokenizer(models.WordLevel({w: n for n, w in enumerate(VOCABULARY)}, "[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if with_special_tokens:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]",
+                                   unk_token="[UNK]")
+
+
+def bert_tokenizer(**habits):
+    return BertTokenizer(vocab={w: n for n, w in enumerate(VOCABULARY)}, **habits)
+
+
+TOKENIZERS = {
+    "usual": bert_tokenizer,
+    "pads on the left": lambda: bert_tokenizer(padding_side="left"),
+    "no mask, no token types": lambda: bert_tokenizer(model_input_names=["input_ids"]),
+    "no token types": lambda: bert_tokenizer(model_input_names=["input_ids", "attention_mask"]),
+    "plain": lambda: plain_tokenizer(with_special_tokens=False),
+    "plain, with special tokens": lambda: plain_tokenizer(with_special_tokens=True),
+}
+
+
+def make_run(root, tokenizer=None, two_texts=True, *options):
+    """A run of the small task on an encoder with this tokenizer."""
+    small.small_task(root)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(root / "my model")
+    if not two_texts:
+        for path in (root / "my data").iterdir():
+            pandas.read_csv(path).drop(columns="first").to_csv(path, index=False)
+    return small.make_run(root, "acl-cl", *options)
+
+
+@pytest.fixture(scope="module")
+def whole_runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    return {texts: make_run(root / str(texts), two_texts=texts == 2) for texts in (1, 2)}
+
+
+@pytest.fixture
+def two_texts(whole_runs, tmp_path, monkeypatch):
+    """A run, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    return whole_runs[2]
+
+
+@pytest.fixture
+def one_text(whole_runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return whole_runs[1]
+
+
+def answers(capsys, run, file, *options):
+    """The table that the command writes."""
+    status, _, errors = small.answer(capsys, predict.main, run, file, "--output", "out.tsv",
+                                     *options)
+    assert status == 0, errors
+    return pandas.read_csv("out.tsv", sep="\t", dtype=str, na_filter=False)
+
+
+def refused(capsys, *argv):
+    """The one line that the command answers to bad input; nothing is on the screen."""
+    status, out, errors = small.answer(capsys, predict.main, *argv)
+    assert (status, out) == (2, "")
+    [line] = [line for line in errors.splitlines() if line.startswith("tools.predict: ")]
+    assert "Traceback" not in errors
+    return line
+
+
+# ------------------------------------------------------------------------ the same as in training
+
+
+@pytest.mark.parametrize("two_texts", [True, False])
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_predictions_are_those_of_the_stored_logits(name, two_texts, tmp_path):
+    """Whatever the tokenizer does by itself, alone and in a batch, with early exit and without."""
+    run = predict.load(make_run(tmp_path, TOKENIZERS[name](), two_texts))
+    logits = run.finished.logits
+    texts = pandas.read_csv(tmp_path / "my data" / "dev.csv").drop(columns="label")
+    at_once = tradeoff.make_rule("entropy", exits.normalised_entropy(logits[0]).mean().item())
+    for rule in (None, at_once):
+        index = torch.ones(10, dtype=torch.int64)  # of the last of two exits
+        if rule is not None:
+            index = exits.exit_indices(logits, rule)
+            assert 0 < index.sum() < 10
+        p, classes = logits[index, torch.arange(10)].softmax(dim=-1).max(dim=-1)  # (R,), (R,)
+        labels = [run.finished.config["labels"][k] for k in classes]
+        for batch_size in (1, 16):
+            predictions = predict.predict(run, texts.values.tolist(), rule, batch_size)
+            found = pandas.DataFrame(predictions)
+            assert found.label.tolist() == labels
+            assert found.exit_layer.tolist() == (index + 1).tolist()
+            assert found.confidence.tolist() == pytest.approx(p.tolist(), abs=1e-5)
+
+
+def test_from_python(one_text):
+    run = predict.load(one_text)
+    assert predict.predict(run, ["anna helped"]) == predict.predict(run, [("anna helped",)])
+    assert predict.predict(run, []) == []
+    with pytest.raises(TypeError, match="a list"):
+        predict.predict(run, "anna helped")
+
+
+def test_an_encoder_that_cannot_be_walked_answers_in_full(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small.small_task(tmp_path)
+    config = DistilBertConfig(vocab_size=14, dim=16, n_layers=2, n_heads=2, hidden_dim=32)
+    DistilBertModel(config).save_pretrained(tmp_path / "my model")
+    run = make_run(tmp_path, None, True, "--pooling", "mean")
+    dev = tmp_path / "my data" / "dev.csv"
+    line = refused(capsys, run, dev, "--rule", "entropy", "--threshold", "0.5")
+    assert "cannot walk the layers of this distilbert encoder" in line
+    assert not (tmp_path / "my data" / "dev_predictions.tsv").exists()
+    assert len(answers(capsys, run, dev)) == 10
+
+
+# -------------------------------------------------------------------------------------- a file
+
+
+def test_a_rule_alone_takes_the_setting_next_above_2x(one_text, capsys):
+    row = tradeoff.at_speedup(tradeoff.trade_off_of(read_run(one_text)), "entropy", 2)
+    dev = one_text.parents[1] / "my data" / "dev.csv"
+    found = answers(capsys, one_text, dev, "--rule", "entropy")
+    mean = found.exit_layer.astype(int).mean()
+    assert mean == pytest.approx(row.mean_exit_layer, abs=0.2)  # a tie may fall otherwise
+
+
+SAMPLES = [("anna helped", 'said "no"'), ("boris\ttab", "clara"), ("never", "two\nlines"),
+           ("by", "a\rreturn")]
+
+
+def test_texts_are_given_back_as_they_were(two_texts, tmp_path, capsys):
+    """And what the command wrote can be classified again."""
+    pandas.DataFrame(SAMPLES, columns=["first", "second"]).to_parquet("new.parquet")
+    found = answers(capsys, two_texts, "new.parquet")
+    assert list(found) == ["prediction", "confidence", "exit_layer", "first", "second"]
+    assert list(zip(found["first"], found["second"])) == SAMPLES
+    expected = predict.predict(predict.load(two_texts), SAMPLES)
+    assert found.prediction.tolist() == [prediction.label for prediction in expected]
+    (tmp_path / "out.tsv").rename("again.tsv")
+    assert answers(capsys, two_texts, "again.tsv").equals(found)
+
+
+def test_there_are_as_many_answers_as_rows(one_text, capsys, tmp_path):
+    """An empty cell is a text, too; a carriage return ends no line."""
+    (tmp_path / "new.csv").write_text('second\nfine film\n""\nnasty\n')
+    assert answers(capsys, one_text, "new.csv")["second"].tolist() == ["fine film", "", "nasty"]
+    (tmp_path / "out.tsv").unlink()
+    (tmp_path / "new.txt").write_bytes(b"\xef\xbb\xbfanna\rhelped\r\n 'by\" was\nnever")
+    texts = answers(capsys, one_text, "new.txt")["second"].tolist()
+    assert texts == ["anna\rhelped", " 'by\" was", "never"]
+
+
+BAD = {  # name: (file name, its bytes or None, options, words of the message)
+    "no file": ("new.txt", None, [], "new.txt is missing"),
+    "other columns": ("new.csv", b"text\nA\n", [], "first, second"),
+    "no rows": ("new.txt", b"", [], "must have rows"),
+    "an empty line": ("new.txt", b"a\tb\n\na\tb\n", [], "line 2"),
+    "one text of two": ("new.txt", b"a\tb\none\n", [], "line 2 must hold first, a tab, second"),
+    "no text": ("new.jsonl", b'{"first": ["a"], "second": "a"}', [], "no text"),
+    "not UTF-8": ("new.txt", b"a\tb\n\xe9\tb\n", [], "UnicodeDecodeError"),
+    "a threshold for patience": ("new.txt", b"a\tb\n", ["--rule", "patience", "--threshold", "1"],
+                                 "needs a patience"),
+    "a file is there": ("new.txt", b"a\tb\n", ["--output", "new.txt"], "new.txt exists"),
+    "no folder": ("new.txt", b"a\tb\n", ["--output", "no/out.tsv"], "there is no folder no"),
+    "output of lines": ("-", None, ["--output", "out.tsv"], "--output has nothing"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_nothing_is_written(name, two_texts, tmp_path, capsys):
+    file, content, options, words = BAD[name]
+    if content is not None:
+        (tmp_path / file).write_bytes(content)
+    before = set(tmp_path.iterdir())
+    assert words in refused(capsys, two_texts, file, *options)
+    assert set(tmp_path.iterdir()) == before
+
+
+# ------------------------------------------------------------------------------ standard input
+
+
+def give(monkeypatch, content, is_typed=False):
+    stdin = io.TextIOWrapper(io.BytesIO(content), encoding="ascii")
+    monkeypatch.setattr(stdin, "isatty", lambda: is_typed, raising=False)
+    monkeypatch.setattr(sys, "stdin", stdin)
+
+
+def test_each_line_is_answered(two_texts, capsys, monkeypatch):
+    give(monkeypatch, "anna\rby\tboris\r\nnever\tclara ü".encode())
+    status, out, _ = small.answer(capsys, predict.main, two_texts, "-", "--rule", "entropy")
+    samples = [("anna\rby", "boris"), ("never", "clara ü")]
+    rule = tradeoff.make_rule(**tradeoff.choose(read_run(two_texts), "entropy"))
+    expected = predict.predict(predict.load(two_texts), samples, rule, batch_size=1)
+    assert status == 0
+    assert out.splitlines() == [
+        f"{label}   confidence {confidence:.2f}   layer {layer} of 2"
+        for label, confidence, layer in expected
+    ]
+
+
+def test_who_types_may_err_and_ends_with_an_empty_line(two_texts, capsys, monkeypatch):
+    give(monkeypatch, b"only one\na\tb\n\nnever\tread\n", is_typed=True)
+    status, out, errors = small.answer(capsys, predict.main, two_texts, "-")
+    assert (status, out.count("\n")) == (0, 1)
+    assert "type first, a tab, second and Enter; an empty line ends" in errors
+    assert "line 1 must hold first, a tab, second" in errors
+
+
+@pytest.mark.parametrize("content, words", [
+    (None, "standard input is closed"),
+    (b"a\tb\n\xe9\tb\n", "cannot read standard input: UnicodeDecodeError"),
+    (b"a\tb\n\nc\td\n", "standard input, line 2 must hold"),
+])
+def test_bad_standard_input_is_one_line(content, words, two_texts, capsys, monkeypatch):
+    """What came before it is answered."""
+    if content is None:
+        monkeypatch.setattr(sys, "stdin", None)
+    else:
+        give(monkeypatch, content)
+    status, _, errors = small.answer(capsys, predict.main, two_texts, "-")
+    assert status == 2
+    assert words in errors.splitlines()[-1]
+    assert "Traceback" not in errors
