@@ -186,7 +186,7 @@ def test_methods_that_were_not_trained_alike(runs, capsys):
     assert "Not trained alike" not in printed(capsys, *runs.values())
     change_json(runs["one exit"] / "config.json", max_steps=9)
     text = printed(capsys, runs["first"], runs["one exit"])
-    assert "Not trained alike, max_steps: 9 (ce); None (acl-cl)" in text
+    assert "Not trained alike, max_steps: 9 (ce); not set (acl-cl)" in text
 
 
 def test_other_dev_samples_are_a_table_of_their_own(runs, tmp_path, capsys):

@@ -134,8 +134,9 @@ def mean_sd(values):
 
 def print_several(frame, rules):
     """Methods as columns, mean±sd over their seeds."""
-    print(f"\n{title(frame.run.iloc[0])}; mean±sd over seeds (x3: of three)\n")
+    print(f"\n{title(frame.run.iloc[0])}; mean±sd over seeds (x3: of three)")
     frame = frame.assign(setting=short_names(frame))
+    print()
     counts = frame.groupby("setting").setting.transform("size")
     frame["setting"] += counts.map(" x{}".format)
     scores = []
@@ -163,7 +164,7 @@ def short_names(frame):
     names = frame.setting.map(short)
 
     for option in TRAINED_ALIKE:
-        values = names.groupby(frame[option].map(str)).unique()
+        values = names.groupby(frame[option].map(str).replace("None", "not set")).unique()
         if len(values) > 1:
             words = [f"{value} ({', '.join(some)})" for value, some in values.items()]
             print(f"Not trained alike, {option}: {'; '.join(words)}")
