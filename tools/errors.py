@@ -46,6 +46,9 @@ def one_line_errors(program):
         line, status = error, 2
     except KeyboardInterrupt:
         line, status = "interrupted", 130
+    except BrokenPipeError:  # the reader has gone, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except (FloatingPointError, OSError) as error:  # NaN; a full disk, a folder without rights
         line, status = error, 1
     except (MemoryError, RuntimeError) as error:
