@@ -1,8 +1,8 @@
 """Samples from files: GLUE's download, the hub's GLUE, or a table of one's own.
 
-A file of any kind becomes a pandas.DataFrame whose index says where a row stands, and the table
-becomes a split: a datasets.Dataset of the texts and `label`, a number.  What cannot be read is an
-InputError, whose one line names the file; no row is left out without a word.
+A file is read by pandas into a table of strings, and the table becomes a split: a datasets.Dataset
+of the texts and `label`, a number.  What cannot be read is an InputError, whose one line names the
+file; no row is left out without a word.
 """
 
 import contextlib
@@ -17,7 +17,6 @@ from pathlib import Path
 
 import datasets
 import pandas
-import pyarrow.parquet
 from datasets import Dataset
 
 from tools.errors import InputError, is_here, reading, reason
@@ -25,14 +24,6 @@ from tools.processes import say
 
 # ------------------------------------------------------------------------------ GLUE's files
 
-# What the hub calls the classes of tasks whose download has 0 and 1.
-HUB_CLASSES = {
-    "cola": ("unacceptable", "acceptable"),
-    "sst2": ("negative", "positive"),
-    "mrpc": ("not_equivalent", "equivalent"),
-    "qqp": ("not_duplicate", "duplicate"),
-    "wnli": ("not_entailment", "entailment"),
-}
 COLA_COLUMNS = ["source", "label", "mark", "sentence"]  # its train and dev have no header
 
 
@@ -42,62 +33,52 @@ def read_glue(task, data, names):
     task: a glue.Task.  data: the hub's id; or a folder with GLUE's download (RTE/train.tsv ..) or
     with a copy of the hub's repository (rte/train-00000-of-00001.parquet ..).
     """
-    splits = {}
-    for name in names:
-        source, table = find_glue(task, data, name)
-        classes = task.labels
-        if "classes" in table.attrs:
-            # RTE, MRPC and WNLI have the same columns, but not these names in this order.
-            classes = HUB_CLASSES.get(task.name, task.labels)
-            found = table.attrs["classes"]
-            if found != classes:
-                raise InputError(f"{source}: the classes of {task.name} are {', '.join(classes)}; "
-                                 f"found {', '.join(found)}: is it another task?")
-        splits[name] = make_split(source, table, task.text_columns, classes, name)
-    return splits
+    return {name: read_glue_split(task, data, name) for name in names}
 
 
-def find_glue(task, data, name):
-    """A split of a GLUE task: where it was found, for messages, and its table."""
+def read_glue_split(task, data, name):
+    """One split of a GLUE task, from where `data` has it."""
     hub_name = name.replace("dev", "validation")
     if not is_here("--data", data):
-        return data, table_of_dataset(load_from_hub(task, data, hub_name))
+        return load_from_hub(task, data, hub_name)
 
-    download = f"{name}.tsv"
-    copy = f"{hub_name}-00000-of-00001.parquet"
-    for folder in (Path(data, task.folder), Path(data, task.name), Path(data)):
-        for path in (folder / download, folder / copy):
-            if path.exists():
-                with reading(path):
-                    is_copy = path.name == copy
-                    table = read_parquet(path) if is_copy else read_download(task, path)
-                return path, table
+    download = Path(data, task.folder, f"{name}.tsv")
+    if download.exists():
+        table = read_download(task, download)
+        return make_split(download, table, task.text_columns, task.labels, name)
+
+    copy = Path(data, task.name, f"{hub_name}-00000-of-00001.parquet")
+    if copy.exists():
+        with reading(copy):  # the labels are numbers already
+            table = pandas.read_parquet(copy)[[*task.text_columns, "label"]]
+        return Dataset.from_pandas(table)
     raise InputError(
-        f"--data {data} holds no {name} of {task.name}: neither {task.folder}/{download} (GLUE's "
-        f"download) nor {task.name}/{copy} (a copy of the hub's nyu-mll/glue); data of your own "
-        "need a --task of their own"
+        f"--data {data} holds no {name} of {task.name}: neither {download} (GLUE's download) nor "
+        f"{copy} (a copy of the hub's nyu-mll/glue); data of your own need a --task of their own"
     )
 
 
 def read_download(task, path):
     """A file of GLUE's download -> table with the hub's names of the columns."""
-    rows = plain_rows(read_text(path))
-    has_header = task.name != "cola" or path.name == "test.tsv"
-    header = rows.pop(1) if has_header else COLA_COLUMNS
+    hub_columns = dict(zip(task.tsv_columns, task.text_columns)) | {task.tsv_label: "label"}
+    options = {"sep": "\t", "quoting": csv.QUOTE_NONE}  # quotes are plain characters
+    if task.name == "cola" and path.name != "test.tsv":
+        options["names"] = COLA_COLUMNS
+    with reading(path):
+        table = read_rows(path, hub_columns, **options).rename(columns=hub_columns)
     if task.name == "qqp" and path.name == "train.tsv":
         # A known fault of the download.
-        short = [number for number, cells in rows.items() if len(cells) < len(header)]
-        for number in short:
-            say(f"{path}: row {number} is too short and skipped", file=sys.stderr)
-            del rows[number]
-    hub_columns = dict(zip(task.tsv_columns, task.text_columns)) | {task.tsv_label: "label"}
-    return table_of_cells(path, header, rows).rename(columns=hub_columns)
+        is_short = table.isna().any(axis=1)
+        say(f"{path}: {is_short.sum()} rows are too short and skipped", file=sys.stderr)
+        table = table[~is_short]
+    return table
 
 
 def load_from_hub(task, data, hub_name):
     """A split of the hub's `data`, or from the library's cache -> Dataset."""
     try:
-        return datasets.load_dataset(data, task.name, split=hub_name)
+        split = datasets.load_dataset(data, task.name, split=hub_name)
+        return split.select_columns([*task.text_columns, "label"])
     except Exception as error:  # no network, no such id: the library's errors have many classes
         raise InputError(
             f"--data {data}: no such folder is here, and the hub's cannot be loaded "
@@ -117,18 +98,7 @@ SPLITS = {
     "val": "dev",
     "test": "test",
 }
-# Texts that are taken, in this order, where a file has more than two columns beside `label`.
-KNOWN_TEXTS = (
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
-    ("question", "sentence"),
-    ("text1", "text2"),
-    ("sentence",),
-    ("text",),
-    ("question",),
-)
-NUMBERING = ("id", "idx", "index", "guid", "", "unnamed: 0", "__index_level_0__")
+NUMBERING = ("id", "idx", "index", "guid", "unnamed: 0", "__index_level_0__")
 DEV_SHARE = 0.1
 MOST_CLASSES = 150
 
@@ -142,27 +112,24 @@ def read_own(name, data, with_test):
     if not re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_-]*", name):
         raise InputError(f"--task {name!r}: a name of your own has letters, digits, - and _ only")
     files = own_files(Path(data)) if is_here("--data", data) else {}
-    needed = ["train", "test"] if with_test else ["train"]
-    for split in needed:
-        if split not in files:
+    wanted = ["train", "dev", "test"] if with_test else ["train", "dev"]
+    for split in wanted:
+        if split not in files and split != "dev":
             raise InputError(f"--task {name} is none of GLUE's (--help names them), and --data "
                              f"{data} has no file {split} of your own ({', '.join(KINDS)})")
-    tables = {}
-    for split in ("train", "dev", *needed[1:]):
-        if split in files:
-            tables[split] = read_table(files[split])
+    tables = {split: read_table(files[split]) for split in wanted if split in files}
     texts = choose_texts(files["train"], tables["train"])
     classes = choose_classes(files["train"], tables["train"])
     say(f"{name}: texts from {' and '.join(texts)}; {len(classes)} classes: "
-        f"{' | '.join(classes)[:200]}", file=sys.stderr)
+        f"{' | '.join(classes)}", file=sys.stderr)
 
     splits = {}
     for split, table in tables.items():
         splits[split] = make_split(files[split], table, texts, classes, split, has_text)
     if "dev" not in splits:
         splits |= set_dev_aside(files["train"], splits["train"])
-        say(f"{name}: no dev file; {len(splits['dev'])} of the {len(tables['train'])} samples of "
-            f"{files['train'].name}, drawn with a fixed seed, are dev", file=sys.stderr)
+        say(f"{name}: no dev file; {len(splits['dev'])} of {len(tables['train'])} samples, drawn "
+            "with a fixed seed, are dev", file=sys.stderr)
     return texts, classes, splits
 
 
@@ -182,19 +149,11 @@ def own_files(data):
 
 
 def choose_texts(path, table):
-    """One or two columns: all but `label` and a numbering, or else names that are well known."""
-    texts = [name for name in table.columns if name.lower() not in ("label", *NUMBERING)]
-    for known in KNOWN_TEXTS:
-        # A known pair gets its usual order; of more than two columns the known ones are taken.
-        if set(known) == set(texts) or len(texts) > 2 and set(known) <= set(texts):
-            texts = known
-    if "label" not in table or not 1 <= len(texts) <= 2:
+    """The one or two columns beside `label` and a numbering of the rows."""
+    texts = [name for name in table if name.lower() not in ("label", *NUMBERING)]
+    if list(table).count("label") != 1 or len(texts) not in (1, 2):
         raise InputError(f"{path} must have a column label, of classes, and one or two columns of "
-                         "texts (if there are more, call them sentence1 and sentence2); found "
-                         f"{columns_of(table)}")
-    left_out = [repr(name) for name in table.columns if name not in ("label", *texts)]
-    if left_out:
-        say(f"{path}: left out the columns {', '.join(left_out)}", file=sys.stderr)
+                         f"texts; found {columns_of(table)}")
     return tuple(texts)
 
 
@@ -205,11 +164,9 @@ def choose_classes(path, table):
     classes = sorted(set(labels.map(class_name)))
     with contextlib.suppress(ValueError):
         classes = sorted(classes, key=float)
-    if "classes" in table.attrs:  # a Parquet file that names its classes has an order of them
-        classes = [class_name(name) for name in table.attrs["classes"]]
     if not 2 <= len(classes) <= MOST_CLASSES:
-        raise InputError(f"{path}: the column label has {len(classes)} different value(s) "
-                         f"({', '.join(classes)[:40]} ..); it takes 2 to {MOST_CLASSES} classes")
+        raise InputError(f"{path}: the column label has {len(classes)} different value(s); it "
+                         f"takes 2 to {MOST_CLASSES} classes")
     return tuple(classes)
 
 
@@ -253,8 +210,7 @@ QUOTED_CELL = re.compile(r'(?<![^\t\n])(?:"(?:[^"\t]|"")*"|"(?:[^"\n]|"")*")(?![
 def read_table(path):
     """A file of one's own -> DataFrame of strings, the same for every kind of file.
 
-    Its index says where a row stands: "row 7", where the header is row 1, or "sample 6".  A number
-    becomes its text, and what is missing ""; what is neither a number nor a text stays what it is.
+    A number becomes its text; what is missing, or is neither a number nor a text, stays what it is.
     """
     path = Path(path)
     kind = path.suffix.lower()
@@ -262,18 +218,16 @@ def read_table(path):
         raise InputError(f"{path} is none of {', '.join(KINDS)}")
     with reading(path):
         if kind == ".parquet":
-            table = read_parquet(path)
+            table = pandas.read_parquet(path).reset_index(drop=True)
         elif kind in (".json", ".jsonl"):
             table = read_json(path)
         else:
-            rows = quoted_or_plain_rows(path, kind)
-            table = table_of_cells(path, rows.pop(1), rows)
-        table = table.map(as_text)
+            table = read_own_rows(path, kind)
+        table = table.map(as_text, na_action="ignore")
     if table.empty:
         raise InputError(f"{path} has no rows")
-    table.columns = ["label" if name.lower() == "label" else name for name in table.columns]
-    if not table.columns.is_unique:
-        raise InputError(f"{path}: two columns have one name: {columns_of(table)}")
+    names = [str(name) for name in table]
+    table.columns = ["label" if name.lower() == "label" else name for name in names]
     return table
 
 
@@ -282,14 +236,8 @@ def read_text(path):
     return path.read_bytes().decode("utf-8-sig").rstrip("\r\n")
 
 
-def plain_rows(text):
-    """{number: cells} of lines whose cells end with tabs, and where quotes are plain characters."""
-    lines = enumerate(text.split("\n"), start=1)
-    return {number: line.removesuffix("\r").split("\t") for number, line in lines}
-
-
-def quoted_or_plain_rows(path, kind):
-    """{number: cells} of a .csv or .tsv of one's own.
+def read_own_rows(path, kind):
+    """A .csv or .tsv -> DataFrame.
 
     A cell that holds a separator, a quote or a line end is in quotes, as pandas and Excel write
     it.  In a .tsv quotes are plain characters, as in GLUE's files, unless all of them belong to
@@ -297,73 +245,46 @@ def quoted_or_plain_rows(path, kind):
     """
     text = read_text(path)
     separator = "\t"
+    quoting = csv.QUOTE_MINIMAL
     if kind == ".csv":
         header = text.split("\n")[0]
-        separator = next((mark for mark in ",;\t" if mark in header), ",")
+        separator = ";" if ";" in header and "," not in header else ","
     elif '"' in QUOTED_CELL.sub("", text):
-        return plain_rows(text)
-    rows = {}
-    try:
-        for cells in csv.reader(io.StringIO(text + "\n"), delimiter=separator, strict=True):
-            rows[len(rows) + 1] = cells or [""]
-    except csv.Error as error:
-        raise InputError(f"{path}, row {len(rows) + 1}: {error}") from error
-    return rows
+        quoting = csv.QUOTE_NONE
+    return read_rows(io.StringIO(text), sep=separator, quoting=quoting)
 
 
-def table_of_cells(path, header, rows):
-    """{number: cells} -> DataFrame.  pandas.read_csv would fill up short rows in silence."""
-    for number, cells in rows.items():
-        if len(cells) != len(header):
-            raise InputError(f"{path}, row {number}: {len(cells)} cells where the header has "
-                             f"{len(header)}")
-    places = [f"row {number}" for number in rows]
-    columns = [name.strip() for name in header]
-    return pandas.DataFrame(list(rows.values()), places, columns, dtype=object)
+def read_rows(source, columns=None, **options):
+    """A file, or its text in a StringIO -> DataFrame of strings, exactly as they stand.
+
+    columns: those to keep, where there are such; in pieces, since MNLI's file has parse trees, too.
+    A cell that a short row lacks is NaN: pandas' C engine would take it for an empty cell.
+    """
+    pieces = pandas.read_csv(source, dtype=str, na_filter=False, skip_blank_lines=False,
+                             engine="python", chunksize=10_000, **options)
+    kept = []
+    for piece in pieces:
+        if not isinstance(piece.index, pandas.RangeIndex):
+            raise ValueError("the first row has more cells than the header")
+        kept.append(piece if columns is None else piece.filter(columns))
+    return pandas.concat(kept)
 
 
 def read_json(path):
     """A list of objects, or an object a line -> DataFrame.
 
-    pandas.read_json would drop half a surrogate pair in silence, and bend large numbers.
+    pandas.read_json would drop half a surrogate pair in silence.
     """
     text = read_text(path)
     if not text.lstrip().startswith("["):
         lines = [line for line in text.split("\n") if line.strip()]
         text = "[" + ",\n".join(lines) + "]"
-    return table_of_objects(json.loads(text))
-
-
-def read_parquet(path):
-    """A Parquet file -> DataFrame.  No cache, and the file's name is taken for no pattern."""
-    with open(path, "rb") as file:
-        return table_of_dataset(Dataset(pyarrow.parquet.read_table(file)))
-
-
-def table_of_dataset(split):
-    """A Dataset -> DataFrame, where classes have their names; a number that is no class has ""."""
-    table = table_of_objects(split.to_dict())
-    names = getattr(split.features.get("label"), "names", None)
-    if names:
-        known = dict(enumerate(names))
-        table["label"] = [known.get(number, "") for number in split["label"]]
-        table.attrs["classes"] = tuple(names)
-    return table
-
-
-def table_of_objects(objects):
-    """JSON's objects, or columns -> DataFrame."""
-    table = pandas.DataFrame(objects)
-    table.index = [f"sample {number}" for number in range(1, len(table) + 1)]
-    table.columns = [str(name) for name in table.columns]
-    return table
+    return pandas.DataFrame(json.loads(text))
 
 
 def as_text(cell):
-    """A cell as a CSV holds it: 5 as "5", null and NaN as "" (NaN alone is unlike itself)."""
-    if isinstance(cell, (str, bool, int, float)):
-        return str(cell) if cell == cell else ""
-    return "" if cell is None else cell
+    """A number as a CSV holds it: 5 as "5"."""
+    return str(cell) if isinstance(cell, (bool, int, float)) else cell
 
 
 def class_name(label):
@@ -378,20 +299,20 @@ def make_split(path, table, texts, classes, name, is_text=pandas.notna):
     empty.
     """
     is_test = name.startswith("test")
-    wanted = [*texts] if is_test else [*texts, "label"]
-    if table.empty or not set(wanted) <= set(table.columns):
+    if is_test and "label" not in table:
+        table = table.assign(label="")
+    wanted = [*texts, "label"]
+    if table.empty or not set(wanted) <= set(table):
         raise InputError(f"{path} must have rows with the columns {', '.join(wanted)}; found "
                          f"{len(table)} rows with {columns_of(table)}")
     for column in texts:
         check(path, table[column], table[column].map(is_text), "is missing or no text")
-    columns = {column: table[column].tolist() for column in texts}
 
-    if "label" not in table:
-        table = table.assign(label="")
-    labels = table["label"].map(class_name)
+    labels = table["label"].fillna("").map(class_name)
     allowed = [*classes, *HIDDEN_LABELS] if is_test else classes
     check(path, labels, labels.isin(allowed), f"is none of {', '.join(classes)[:80]}")
     numbers = {label: number for number, label in enumerate(classes)}
+    columns = {column: table[column].tolist() for column in texts}
     columns["label"] = [numbers.get(label, -1) for label in labels]
     return Dataset.from_dict(columns)
 
@@ -410,7 +331,7 @@ def check(path, cells, is_right, problem):
     wrong = cells[~is_right]
     if len(wrong) > 0:
         shown = repr(wrong.iloc[0])[:60]
-        raise InputError(f"{path}, {wrong.index[0]}: {cells.name} {shown} {problem}")
+        raise InputError(f"{path}, sample {wrong.index[0] + 1}: {cells.name} {shown} {problem}")
 
 
 # --------------------------------------------------------------------------------- fingerprint
@@ -423,12 +344,11 @@ def fingerprint(split):
     """
     lengths, tokens, labels = (hashlib.sha256() for _ in range(3))
     for table in split.with_format("arrow").iter(10_000):
-        for column in table.column("input_ids").chunks:
-            # Where one sample ends and the next begins counts too.
-            lengths.update(little_endian(column.value_lengths()))
-            tokens.update(little_endian(column.flatten()))
-        for column in table.column("label").chunks:
-            labels.update(little_endian(column))
+        samples = table.column("input_ids").combine_chunks()
+        # Where one sample ends and the next begins counts too.
+        lengths.update(little_endian(samples.value_lengths()))
+        tokens.update(little_endian(samples.flatten()))
+        labels.update(little_endian(table.column("label").combine_chunks()))
     together = lengths.digest() + tokens.digest() + labels.digest()
     return hashlib.sha256(together).hexdigest()[:16]
 

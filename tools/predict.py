@@ -145,7 +145,7 @@ def read_texts(path, config):
                          f"{', '.join(names)}; its columns are {', '.join(map(str, table))}")
     is_text = table[names].map(lambda cell: isinstance(cell, str)).all(axis=1)
     if not is_text.all():
-        raise InputError(f"{path}, {is_text.idxmin()}: a cell is no text")
+        raise InputError(f"{path}, sample {is_text.idxmin() + 1}: a cell is missing or no text")
     return table[names].reset_index(drop=True)
 
 
