@@ -251,7 +251,7 @@ def test_quotes_of_a_tsv_are_plain_unless_all_of_them_are_around_cells(tmp_path)
 
 
 def test_a_european_excels_csv(tmp_path):
-    text = '\ufeffText;LABEL\r\n"a, b; ""c""";x\r\n"d\r\ne";y\r\n\r\n'
+    text = '\ufeff Text;LABEL\r\n"a, b; ""c""";x\r\n"d\r\ne";y\r\n\r\n'
     table = data.read_table(write(tmp_path / "a.csv", text))
     assert table.to_dict("list") == {"Text": ['a, b; "c"', "d\r\ne"], "label": ["x", "y"]}
 

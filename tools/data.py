@@ -81,17 +81,24 @@ def find_glue(task, data, name):
 
 def read_download(task, path):
     """A file of GLUE's download -> table with the hub's names of the columns."""
-    rows = plain_rows(read_text(path))
-    has_header = task.name != "cola" or path.name == "test.tsv"
-    header = rows.pop(1) if has_header else COLA_COLUMNS
-    if task.name == "qqp" and path.name == "train.tsv":
-        # A known fault of the download.
-        short = [number for number, cells in rows.items() if len(cells) < len(header)]
-        for number in short:
-            say(f"{path}: row {number} is too short and skipped", file=sys.stderr)
-            del rows[number]
     hub_columns = dict(zip(task.tsv_columns, task.text_columns)) | {task.tsv_label: "label"}
-    return table_of_cells(path, header, rows).rename(columns=hub_columns)
+    with open(path, encoding="utf-8-sig", newline="\n") as file:
+        rows = plain_rows(file)
+        header = COLA_COLUMNS
+        if task.name != "cola" or path.name == "test.tsv":
+            _, header = next(rows, (1, []))
+        if task.name == "qqp" and path.name == "train.tsv":
+            rows = without_short_rows(path, rows, len(header))
+        return table_of_cells(path, header, rows, hub_columns).rename(columns=hub_columns)
+
+
+def without_short_rows(path, rows, length):
+    """QQP's train has some, a known fault of the download."""
+    for number, cells in rows:
+        if len(cells) < length:
+            say(f"{path}: row {number} is too short and skipped", file=sys.stderr)
+        else:
+            yield number, cells
 
 
 def load_from_hub(task, data, hub_name):
@@ -266,8 +273,9 @@ def read_table(path):
         elif kind in (".json", ".jsonl"):
             table = read_json(path)
         else:
-            rows = quoted_or_plain_rows(path, kind)
-            table = table_of_cells(path, rows.pop(1), rows)
+            rows = iter(own_rows(path, kind))
+            _, header = next(rows)
+            table = table_of_cells(path, header, rows, header)
         table = table.map(as_text)
     if table.empty:
         raise InputError(f"{path} has no rows")
@@ -282,14 +290,14 @@ def read_text(path):
     return path.read_bytes().decode("utf-8-sig").rstrip("\r\n")
 
 
-def plain_rows(text):
-    """{number: cells} of lines whose cells end with tabs, and where quotes are plain characters."""
-    lines = enumerate(text.split("\n"), start=1)
-    return {number: line.removesuffix("\r").split("\t") for number, line in lines}
+def plain_rows(lines):
+    """(number, cells) of each line, where a tab ends a cell and quotes are plain characters."""
+    for number, line in enumerate(lines, start=1):
+        yield number, line.rstrip("\r\n").split("\t")
 
 
-def quoted_or_plain_rows(path, kind):
-    """{number: cells} of a .csv or .tsv of one's own.
+def own_rows(path, kind):
+    """(number, cells) of each row of a .csv or .tsv of one's own.
 
     A cell that holds a separator, a quote or a line end is in quotes, as pandas and Excel write
     it.  In a .tsv quotes are plain characters, as in GLUE's files, unless all of them belong to
@@ -301,25 +309,32 @@ def quoted_or_plain_rows(path, kind):
         header = text.split("\n")[0]
         separator = next((mark for mark in ",;\t" if mark in header), ",")
     elif '"' in QUOTED_CELL.sub("", text):
-        return plain_rows(text)
-    rows = {}
+        return plain_rows(text.split("\n"))
+    rows = []
     try:
         for cells in csv.reader(io.StringIO(text + "\n"), delimiter=separator, strict=True):
-            rows[len(rows) + 1] = cells or [""]
+            rows.append((len(rows) + 1, cells or [""]))
     except csv.Error as error:
         raise InputError(f"{path}, row {len(rows) + 1}: {error}") from error
     return rows
 
 
-def table_of_cells(path, header, rows):
-    """{number: cells} -> DataFrame.  pandas.read_csv would fill up short rows in silence."""
-    for number, cells in rows.items():
+def table_of_cells(path, header, rows, wanted):
+    """Rows (number, cells) -> DataFrame of the columns `wanted`, or of all if it has none of them.
+
+    pandas.read_csv would fill up short rows in silence.
+    """
+    kept = [i for i, name in enumerate(header) if name in wanted] or range(len(header))
+    places = []
+    table = []
+    for number, cells in rows:
         if len(cells) != len(header):
             raise InputError(f"{path}, row {number}: {len(cells)} cells where the header has "
                              f"{len(header)}")
-    places = [f"row {number}" for number in rows]
-    columns = [name.strip() for name in header]
-    return pandas.DataFrame(list(rows.values()), places, columns, dtype=object)
+        places.append(f"row {number}")
+        table.append([cells[i] for i in kept])
+    columns = [header[i].strip() for i in kept]
+    return pandas.DataFrame(table, places, columns, dtype=object)
 
 
 def read_json(path):
