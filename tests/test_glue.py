@@ -98,13 +98,13 @@ BATCHES = {
         "[CLS] a b [SEP] c a [SEP]",
         "[CLS] [SEP] c [SEP] [PAD] [PAD] [PAD]",
         "[CLS] a [SEP] b [SEP] [PAD] [PAD]",
-        [[0, 0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 0, 0]],
+        "0000111 0011000 0001100",
     ),
     plain_tokenizer: (
         "a b c c a",
         "c [PAD] [PAD] [PAD] [PAD]",
         "a b [PAD] [PAD] [PAD]",
-        [[0, 0, 0, 1, 1], [1, 0, 0, 0, 0], [0, 1, 0, 0, 0]],
+        "00011 10000 01000",
     ),
 }
 
@@ -116,6 +116,7 @@ def test_batches_hold_their_samples_padded_to_the_longest(tokenizer, habits, lab
     """Whatever the tokenizer's habits, and with labels or without, as in prediction."""
     *sentences, types = BATCHES[tokenizer]
     ids = [[VOCABULARY[word] for word in sentence.split()] for sentence in sentences]
+    types = [list(map(int, row)) for row in types.split()]
     expected = {"input_ids": ids, "token_type_ids": types}
     expected["attention_mask"] = [[int(number > 0) for number in row] for row in ids]
     if labels:
