@@ -346,7 +346,9 @@ def read_json(path):
     if not text.lstrip().startswith("["):
         lines = [line for line in text.split("\n") if line.strip()]
         text = "[" + ",\n".join(lines) + "]"
-    return table_of_objects(json.loads(text))
+    objects = json.loads(text)
+    json.dumps(objects, ensure_ascii=False).encode()  # an error for half a surrogate pair
+    return table_of_objects(objects)
 
 
 def read_parquet(path):
