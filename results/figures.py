@@ -1,6 +1,8 @@
 """Pictures of finished runs; the same runs give the same bytes.
 
     python results/figures.py                        # redraw those of results/figures but space
+    python results/figures.py idea                   # what each loss does to vectors in the plane
+    python results/figures.py differences            # of each method to ce, in the packed runs
     python results/figures.py angles RUN ..          # angles between both losses' gradients
     python results/figures.py groups RUN             # the same by layer, of a run of
                                                      # variants.py conflict-groups
@@ -28,9 +30,10 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import acl
 import exits
 import glue
-from results import packed
+from results import packed, tables
 from tools import machine, models
 from tools.errors import InputError, Parser, one_line_errors
 from tools.geometry import geometry
@@ -48,9 +51,12 @@ COLOURS = {
     "kd": "#009E73",
 }
 CLASS_COLOURS = ("#0072B2", "#D55E00", "#009E73")
+DRAWN_TASKS = ["all", "cola", "sst2", "mrpc", "rte"]
 
-# The pictures of results/README.md that need no model.
+# The pictures of both READMEs that need no model.
 COMMITTED = (
+    "idea --output results/figures/idea.png",
+    "differences --output results/figures/differences.png",
     "angles pilot_temperature0.1/* multi/rte_acl-cl_[1-3] --output results/figures/angles_rte.png",
     "groups pilot_temperature0.1/rte_scl_1 --output results/figures/groups_rte.png",
     "tradeoff multi/mrpc_* --output results/figures/tradeoff_mrpc.png",
@@ -107,15 +113,96 @@ def by_label(runs):
     return kinds
 
 
-def legend(figure, axes, place):
+def legend(figure, panels, place):
     """Above or below all panels, in as many columns as fit (16 letters an inch)."""
-    handles, labels = axes.get_legend_handles_labels()
+    entries = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles))
+    labels, handles = list(entries), list(entries.values())
     letters = 16 * figure.get_figwidth()
     columns = int(letters / (max(map(len, labels)) + 7)) or 1
     labels = [textwrap.fill(label, int(letters) - 20) for label in labels]
     lines = sum(label.count("\n") + 1 for label in labels)
     figure.set_figheight(figure.get_figheight() + 0.18 * ((lines - 1) // columns))
     figure.legend(handles, labels, loc=f"outside {place} center", ncols=columns)
+
+
+# ------------------------------------------------------------------------------ the idea
+
+
+def idea():
+    """Four panels: a random start, and where 150 steps of gradient descent on each loss lead."""
+    torch.manual_seed(1)
+    labels = torch.arange(45) % 3
+    h, label_embeddings = torch.randn(45, 2), torch.randn(3, 2)
+    losses = {
+        "cross-entropy": lambda h, l: F.cross_entropy(h @ l.T, labels),
+        "SCL": lambda h, l: acl.scl_loss(h, labels, temperature=0.5),
+        "ACL-Embed": lambda h, l: acl.acl_embed_loss(h, labels, l, temperature=0.5),
+    }
+    panels = {"start": (h, label_embeddings)}
+    for name, loss in losses.items():
+        panels[name] = descend(loss, h, label_embeddings)
+
+    figure, all_axes = plt.subplots(1, 4, figsize=(9, 2.7))
+    for axes, (name, (h, label_embeddings)) in zip(all_axes, panels.items()):
+        axes.set(title=name, xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), aspect="equal")
+        axes.axis("off")
+        axes.add_patch(plt.Circle((0, 0), 1, fill=False, color="lightgrey"))
+        for k, colour in enumerate(CLASS_COLOURS):
+            x, y = acl.unit(h)[labels == k].T
+            axes.plot(x, y, "o^s"[k], color=colour, markersize=6, alpha=0.5, markeredgewidth=0)
+            end = 1.3 * acl.unit(label_embeddings)[k]
+            look = {"arrowstyle": "-|>", "color": colour, "linewidth": 2}
+            axes.annotate("", xy=end.tolist(), xytext=(0, 0), arrowprops=look)
+    figure.supxlabel("dots: 45 samples of three classes; arrows: the label embeddings; both as "
+                     "directions", fontsize=9)
+    return figure
+
+
+def descend(loss, h, label_embeddings, steps=150, lr=10.0):
+    """Both after plain gradient descent on loss(h, label_embeddings)."""
+    vectors = [x.clone().requires_grad_() for x in (h, label_embeddings)]
+    optimizer = torch.optim.SGD(vectors, lr)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(*vectors).backward()
+        optimizer.step()
+    return [x.detach() for x in vectors]
+
+
+# ----------------------------------------------------------------------------- the differences
+
+
+def differences():
+    """Each method minus cross-entropy, by task: mean over seeds and 95 % interval, paired by seed.
+
+    A panel for each block of the summary table; scores are means over the exits.
+    """
+    runs = tables.frame_of(packed.read())
+    figure, all_axes = plt.subplots(
+        1, len(tables.SUMMARY), figsize=(9, 4.2), sharex=True, sharey=True
+    )
+    methods = list(COLOURS)[1:]
+    for axes, (block, title) in zip(all_axes, tables.SUMMARY.items()):
+        means = tables.with_means(runs[runs.block == block])
+        ce = means[means.method == "ce"]
+        groups = tables.paired(means, ce, "mean", tables.TO_CE)
+        for (method, task), values in groups:
+            middle, half = tables.interval(values)
+            place = methods.index(method)
+            y = DRAWN_TASKS.index(task) + (place - 2) * 0.15
+            axes.errorbar(middle, y, xerr=half, color=COLOURS[method], fmt="osD^v"[place],
+                          markersize=4, label=method)
+        axes.axvline(0, color="grey", linewidth=1)
+        axes.set(title=title, xlabel="points above cross-entropy")
+        for edge in range(1, len(DRAWN_TASKS)):
+            axes.axhline(edge - 0.5, color="lightgrey", linewidth=0.5)
+    axes.set_ylim(len(DRAWN_TASKS) - 0.5, -0.5)
+    axes.set_yticks(range(len(DRAWN_TASKS)), ["all tasks", *DRAWN_TASKS[1:]])
+    legend(figure, all_axes, "upper")
+    return figure
 
 
 # ---------------------------------------------------------------------------- the angles
@@ -150,7 +237,7 @@ def angles(frames, args):
     left.set(xlabel="angle between both gradients, degrees", ylabel="% of steps")
     left.set_xlim(min(limits) - 3, max(limits) + 3)
     right.set(xlabel="step", ylabel="% of steps over 90°", xlim=(0, None), ylim=(0, None))
-    legend(figure, right, "upper")
+    legend(figure, [right], "upper")
     return figure
 
 
@@ -225,7 +312,7 @@ def tradeoff(frames, args):
     figure.supxlabel("counted speed-up", fontsize=9)
     one = runs.iloc[0]
     figure.supylabel(f"{one.task}, dev {one.metric}, mean ± sd (seeds)", fontsize=9)
-    legend(figure, axes, "upper")
+    legend(figure, [axes], "upper")
     return figure
 
 
@@ -264,7 +351,7 @@ def space(args):
         label_embeddings = model.classifiers[index].weight.detach()  # (K, d)
         draw_space(axes, title, h[index], labels, label_embeddings, config["labels"])
     if config["num_labels"] <= 12:
-        legend(figure, axes, "lower")
+        legend(figure, [axes], "lower")
     return figure
 
 
@@ -304,18 +391,23 @@ def plane(h, label_embeddings):
 # ----------------------------------------------------------------------------- the command
 
 PICTURES = {"angles": angles, "groups": groups, "tradeoff": tradeoff}
+OF_NO_RUN = {"idea": idea, "differences": differences}
 
 
 def draw(args):
     """Draw and save one picture; prints where it is."""
-    if args.picture == "space":
+    task = None
+    if args.picture in OF_NO_RUN:
+        figure = OF_NO_RUN[args.picture]()
+    elif args.picture == "space":
         figure = space(args)
         task = read_run(args.runs[0]).config["task"]
     else:
         frames = read_runs(args.runs)
         figure = PICTURES[args.picture](frames, args)
         task = frames["runs"].task.iloc[0]
-    path = args.output or Path(f"{args.picture}_{task}.png")
+    name = f"{args.picture}_{task}" if task else args.picture
+    path = args.output or Path(f"{name}.png")
 
     # Neither date nor version in the file, so that redrawing changes nothing.
     metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
@@ -326,7 +418,8 @@ def draw(args):
 
 def parse_args(argv):
     p = Parser("results/figures.py", description=__doc__)
-    p.add_argument("picture", nargs="?", choices=(*PICTURES, "space"), help="see above")
+    p.add_argument("picture", nargs="?", choices=(*OF_NO_RUN, *PICTURES, "space"),
+                   help="see above")
     p.add_argument("runs", nargs="*", metavar="RUN", help="a folder, or the name of packed runs")
     p.add_argument("--output", type=Path, metavar="FILE",
                    help=".png or .svg (PICTURE_TASK.png here)")
@@ -334,7 +427,7 @@ def parse_args(argv):
                    help="tradeoff: the exit rule (%(default)s)")
     p.add_argument("--exit", type=int, help="space: layer number of the exit")
     args = p.parse_args(argv)
-    if args.picture and not args.runs:
+    if args.picture and args.picture not in OF_NO_RUN and not args.runs:
         p.error(f"{args.picture} of which RUN?")
     if args.picture == "space" and args.exit is None:
         p.error("space needs --exit")

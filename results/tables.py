@@ -141,24 +141,31 @@ def exits_of(runs):
 
 
 def interval(differences):
-    """'+0.42 [-0.10, 0.94]': mean and 95 % t-interval of differences that are paired by seed."""
-    values = differences.dropna().tolist()
-    n = len(values)
-    if n == 0:
-        return ""
-    cell = f"{mean(values):+.2f}"
-    if n > 1:
-        half = T[n - 2] * statistics.stdev(values) / math.sqrt(n)
-        cell += f" [{mean(values) - half:.2f}, {mean(values) + half:.2f}]"
-    return cell
+    """Mean of differences that are paired by seed, and half of their 95 % t-interval (or NaN)."""
+    n = len(differences)
+    half = T[n - 2] * differences.std() / math.sqrt(n) if n > 1 else math.nan
+    return mean(differences), half
 
 
-def differences(runs, baseline, measure, keys):
-    """Those cells by name and task: the runs minus the baseline's runs with the same keys."""
+def interval_cell(differences):
+    """'+0.42 [-0.10, 0.94]'"""
+    middle, half = interval(differences)
+    if math.isnan(half):
+        return f"{middle:+.2f}"
+    return f"{middle:+.2f} [{middle - half:.2f}, {middle + half:.2f}]"
+
+
+def paired(runs, baseline, measure, keys):
+    """By name and task the differences of the runs to the baseline's runs with the same keys."""
     pairs = runs.merge(baseline[[*keys, "run", measure]], on=keys, suffixes=("", " there"))
     pairs = pairs[pairs.run != pairs["run there"]]  # nothing is compared with itself
     pairs["difference"] = pairs[measure] - pairs[f"{measure} there"]
-    return grouped(pairs, "name", "task").difference.agg(interval)
+    return grouped(pairs.dropna(subset="difference"), "name", "task").difference
+
+
+def differences(runs, baseline, measure, keys):
+    """Those differences as cells."""
+    return paired(runs, baseline, measure, keys).agg(interval_cell)
 
 
 def percent(shares):
