@@ -133,8 +133,8 @@ def parse_args(argv=None):
 def epilog():
     """The methods and gates below the options of --help, and examples."""
     lines = ["methods:"]
-    for method, (_, gate, meaning) in METHODS.items():
-        lines.append(f"  {method:10}{meaning}" + (", gated" if gate == "discard" else ""))
+    for method, (exits_at, gate, meaning) in METHODS.items():
+        lines.append(f"  {method:10}{meaning}; exits: {exits_at}, gate: {gate}")
     lines.append("\ngates (--conflict):")
     for gate, meaning in GATES.items():
         lines.append(f"  {gate:10}{meaning}")
@@ -175,8 +175,9 @@ def check_options(args, p):
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
             p.error(f"--{name.replace('_', '-')} must be a number above 0, not {value}")
-    if not 0 <= args.weight < math.inf or args.method == "scl" and args.weight > 1:
-        p.error(f"--weight must be 0 or more (scl mixes: 0 to 1), not {args.weight}")
+    largest = 1.0 if args.method == "scl" else math.inf  # scl mixes both losses
+    if not 0 <= args.weight <= largest or math.isinf(args.weight):
+        p.error(f"--weight must be a number from 0 (for scl 0 to 1), not {args.weight}")
     if args.task == "demo":
         for name in ("data", "model"):
             if getattr(args, name) != p.get_default(name):
@@ -306,9 +307,12 @@ def train_one(args, seed, task, splits, model, tokenizer, device, this_run):
     optimizer, schedule = make_optimizer(args, model, total_steps)
     step = this_run.restore(model, optimizer, schedule)
     model = processes.share(model)  # unchanged for one process
-    together = f", {processes.count()} processes" if processes.count() > 1 else ""
-    processes.say(f"{this_run.folder}: {len(train)} samples, exits {model.exit_layers}, "
-                  f"{machine.device_name(device)}{together}, {'bf16' if bf16 else 'fp32'}")
+    where = machine.device_name(device)
+    if processes.count() > 1:
+        where += f", {processes.count()} processes"
+    precision = "bf16" if bf16 else "fp32"
+    processes.say(f"{this_run.folder}: {len(train)} samples, exits {model.exit_layers}, {where}, "
+                  f"{precision}")
     if total_steps < 100 and not args.max_steps:
         processes.say(f"{total_steps} steps in all are few: more --epochs, a smaller --batch-size "
                       "or a larger --lr may help")
@@ -404,11 +408,13 @@ def evaluate(model, task, splits, tokenizer, device):
     (M, R, K) and labels (R,), and a row of exits.csv for each exit, without the epoch."""
     tensors = {}
     rows = []
-    for name in [name for name in splits if name.startswith("dev")]:
-        labels = torch.tensor(splits[name]["label"][:])  # (R,)
+    for name, split in splits.items():
+        if not name.startswith("dev"):
+            continue
+        labels = torch.tensor(split["label"][:])  # (R,)
 
         # 2,000 samples of h are enough: the geometry looks at all pairs, and QQP's dev has 40,000.
-        h, logits = exits.all_exits(model, splits[name], tokenizer, device, keep_h=2000)
+        h, logits = exits.all_exits(model, split, tokenizer, device, keep_h=2000)
         tensors[f"{name}.logits"] = logits
         tensors[f"{name}.labels"] = labels
         for m, layer in enumerate(model.exit_layers):

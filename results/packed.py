@@ -46,11 +46,15 @@ class Packed(NamedTuple):
 
 def read(folder=FOLDER):
     """The six files of a folder -> Packed.  exit_layers and exit_scores are lists of numbers."""
+    # Python's own float: pandas 2 may miss a number's last bit.
+    converters = {
+        "exit_layers": lambda text: [int(word) for word in text.split()],
+        "exit_scores": lambda text: [float(word) for word in text.split()],
+    }
+    for column in ("score", "mean_exit_score", "majority_score", "conflict_share", "kept"):
+        converters[column] = lambda text: float(text or "nan")
     with reading(folder / "runs.csv"):
-        runs = pandas.read_csv(folder / "runs.csv")
-        for column, number in (("exit_layers", int), ("exit_scores", float)):
-            texts = runs[column].astype(str).str.split()
-            runs[column] = [[number(word) for word in words] for words in texts]
+        runs = pandas.read_csv(folder / "runs.csv", converters=converters)
     frames = {}
     for file in ("exits.parquet", "tradeoff.parquet", "steps.parquet", "groups.parquet",
                  "clock.csv"):

@@ -327,7 +327,7 @@ def train(row, seed, args):
         return False
     packed.pack(args.runs / name, name, args.packed)
     if not args.keep:
-        (args.runs / name / "model" / "model.safetensors").unlink()
+        (args.runs / name / "model" / "model.safetensors").unlink(missing_ok=True)
     return True
 
 

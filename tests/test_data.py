@@ -23,7 +23,7 @@ def write(path, content):
     """A file with this text, these bytes or these columns; returns its path as a string."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, dict):
-        pandas.DataFrame(content).to_parquet(path)
+        pandas.DataFrame(content, index=["y", "z"]).to_parquet(path)
     else:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
     return str(path)
@@ -41,30 +41,30 @@ def refusal(*arguments, **options):
 # ------------------------------------------------------------------------------ GLUE
 
 
-PAIRS = 'index\tsentence1\tsentence2\tlabel\n0\tA "b\tC\t'
-PAIRS_TEST = 'index\tsentence1\tsentence2\n0\tA "b\tC\n'
+PAIRS = 'index\tsentence1\tsentence2\tlabel\n0\t"A b\tC\t'
+PAIRS_TEST = 'index\tsentence1\tsentence2\n0\t"A b\tC\n'
 RTE = PAIRS + "not_entailment\n1\tD\t\tentailment\n"
-MRPC_TEST = 'index\t#1 ID\t#2 ID\t#1 String\t#2 String\n0\t5\t4\tA "b\tC\n'
-MRPC = '\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t5\t4\tA "b\tC\n0\t5\t4\tD\tE\n'
-QQP = 'id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n1\t2\t3\tA "b\tC\t1\n1\t2\t3\tD\tE\t0\n'
-QNLI_TEST = 'index\tquestion\tsentence\n0\tA "b\tC\n'
-QNLI = "index\tquestion\tsentence\tlabel\n0\tA \"b\tC\tnot_entailment\n1\tD\tE\tentailment\n"
+MRPC_TEST = 'index\t#1 ID\t#2 ID\t#1 String\t#2 String\n0\t5\t4\t"A b\tC\n'
+MRPC = '\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t5\t4\t"A b\tC\n0\t5\t4\tD\tE\n'
+QQP = 'id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n1\t2\t3\t"A b\tC\t1\n1\t2\t3\tD\tE\t0\n'
+QNLI_TEST = 'index\tquestion\tsentence\n0\t"A b\tC\n'
+QNLI = "index\tquestion\tsentence\tlabel\n0\t\"A b\tC\tnot_entailment\n1\tD\tE\tentailment\n"
 MNLI = (
     "index\tgenre\tsentence1\tsentence2\tlabel1\tgold_label\n"
-    '0\tx\tA "b\tC\tneutral\tneutral\n'
+    '0\tx\t"A b\tC\tneutral\tneutral\n'
     "1\tx\tD\tE\tneutral\tentailment\n"
     "2\tx\tD\tE\tneutral\tcontradiction\n"
 )
-# task: the download's train and dev, and its test.  The first sample is A "b, C, of class 1.
+# task: the download's train and dev, and its test.  The first sample is "A b, C, of class 1.
 DOWNLOAD = {
     "rte": (RTE, PAIRS_TEST),
     "wnli": (PAIRS + "1\n1\tD\tE\t0\n", PAIRS_TEST),
     "mrpc": (MRPC, MRPC_TEST),
-    "cola": ('gj04\t1\t\tA "b\ngj04\t0\t*\tB.\n', 'index\tsentence\n0\tA "b\n'),
-    "sst2": ('sentence\tlabel\nA "b\t1\nc\t0\n', 'index\tsentence\n0\tA "b\n'),
+    "cola": ('gj04\t1\t\t"A b\ngj04\t0\t*\tB.\n', 'index\tsentence\n0\t"A b\n'),
+    "sst2": ('sentence\tlabel\n"A b\t1\nc\t0\n', 'index\tsentence\n0\t"A b\n'),
     "qnli": (QNLI, QNLI_TEST),
-    "qqp": (QQP, 'id\tquestion1\tquestion2\n0\tA "b\tC\n'),
-    "mnli": (MNLI, 'index\tgenre\tsentence1\tsentence2\n0\tx\tA "b\tC\n'),
+    "qqp": (QQP, 'id\tquestion1\tquestion2\n0\t"A b\tC\n'),
+    "mnli": (MNLI, 'index\tgenre\tsentence1\tsentence2\n0\tx\t"A b\tC\n'),
 }
 
 
@@ -84,7 +84,7 @@ def test_the_download(task, tmp_path):
     columns = glue.TASKS[task].text_columns
     for name, split in splits.items():
         assert split.column_names == [*columns, "label"]
-        assert texts(split)[0] == ('A "b', "C")[:len(columns)]
+        assert texts(split)[0] == ('"A b', "C")[:len(columns)]
         assert split["label"][:2] == ([-1] if name.startswith("test") else [1, 0])
 
 
@@ -95,8 +95,8 @@ def test_short_rows_of_qqps_train_are_skipped_with_a_remark(tmp_path, capsys):
 
 
 def test_only_a_newline_ends_a_row_and_only_a_tab_a_cell(tmp_path):
-    odd = 'A "b\v\f\x1c\x85\u2028\0 c"'
-    folder = write_download(tmp_path, "rte", train=RTE.replace('A "b', odd))
+    odd = '"A b\v\f\x1c\x85\u2028\0 c"'
+    folder = write_download(tmp_path, "rte", train=RTE.replace('"A b', odd))
     assert texts(glue.load_task("rte", folder)[1]["train"]) == [(odd, "C"), ("D", "")]
 
 
@@ -299,7 +299,7 @@ REGRESSION = "text,label\n" + "".join(f"a,{i / 7}\n" for i in range(999))
     ("a.csv", XY.encode("utf-16"), "a.csv: UnicodeDecodeError"),
     ("a.csv", XY[:19], "a.csv: each class has one sample"),
     ("a.tsv", 'text\tlabel\n"a\tb\nc\nd"\tx\n', "sample 2: label nan is missing"),
-    ("a.jsonl", '{"text": "a"}\n{"text": ', "a.jsonl: JSONDecodeError: Expecting value: line 2"),
+    ("a.jsonl", '\ufeff{"text": "a"}\n{"text": ', "a.jsonl: JSONDecodeError: Expecting value: line 2"),
     ("a.jsonl", '["a", 1]\n', "must have a column label"),
     ("a.jsonl", '{"text": "a", "label": 1}\n{"label": 2}\n', "sample 2: text nan is missing"),
     ("a.jsonl", '{"text": "a", "label": [1]}\n', "sample 1: label [1] is missing or no text"),

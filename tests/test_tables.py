@@ -122,13 +122,13 @@ def test_cells_of_other_kinds():
     own = statistics.mean(row.speedup for row in at)  # over 5 % more than 1.5
     speeds = ("Early exit, every rule", "**mrpc**, 5 seeds")
     want = f"{mean_sd([row.score for row in at])} ({own:.2f}x)"
-    assert CELLS[*speeds, "patience, acl-cl", "1.5x"] == want
+    assert CELLS[speeds + ("patience, acl-cl", "1.5x")] == want
     twice = [100 * measure(run, "Score at twice") / run["score"] for run in runs]
-    assert CELLS[*speeds, "entropy, acl-cl", "% of full, 2x"] == mean_sd(twice)
+    assert CELLS[speeds + ("entropy, acl-cl", "% of full, 2x")] == mean_sd(twice)
     clock = DATA.clock.set_index(["run", "batch_size"]).clocked
     want = f"{clock['multi/mrpc_acl-cl_3', 32]:.2f}x"
-    assert CELLS[*speeds, "entropy, acl-cl", "clocked"] == want
-    assert CELLS[*speeds, "patience, acl-cl", "3x"] == "-"
+    assert CELLS[speeds + ("entropy, acl-cl", "clocked")] == want
+    assert CELLS[speeds + ("patience, acl-cl", "3x")] == "-"
 
     last = [ROWS["exits"][run["run"]].iloc[-1].label_cosine for run in runs]
     cell = CELLS["Did it align?", "Mean over seeds:", "mrpc, acl-cl", "label cosine, deepest"]
@@ -141,7 +141,7 @@ def test_cells_of_other_kinds():
 
     tuned = [run["mean_exit_score"] for run in of("tune/lr2e-4/") if run["method"] == "kd"]
     row = ("Tuning", "Mean over exits:", "kd, lr2e-4")
-    assert len(tuned) == 3 and CELLS[*row, "all"] == f"{statistics.mean(tuned):.2f}"
+    assert len(tuned) == 3 and CELLS[row + ("all",)] == f"{statistics.mean(tuned):.2f}"
     assert CELLS["Tuning", "Mean over exits:", "ce, lr5e-5", "all"] == "58.38"  # without rte
 
 

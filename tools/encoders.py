@@ -7,9 +7,14 @@ import math
 import torch
 import transformers
 from torch import nn
-from transformers.masking_utils import create_bidirectional_mask
 
 from tools.errors import InputError, reason
+
+try:
+    from transformers.masking_utils import create_bidirectional_mask
+except ImportError:
+    raise SystemExit(f"transformers {transformers.__version__} is too old: "
+                     "pip install -r requirements.txt") from None
 
 
 def inputs_for(encoder, batch):
