@@ -299,7 +299,7 @@ REGRESSION = "text,label\n" + "".join(f"a,{i / 7}\n" for i in range(999))
     ("a.csv", XY.encode("utf-16"), "a.csv: UnicodeDecodeError"),
     ("a.csv", XY[:19], "a.csv: each class has one sample"),
     ("a.tsv", 'text\tlabel\n"a\tb\nc\nd"\tx\n', "sample 2: label nan is missing"),
-    ("a.jsonl", '\ufeff{"text": "a"}\n{"text": ', "a.jsonl: JSONDecodeError: Expecting value: line 2"),
+    ("a.jsonl", '\ufeff{"text": "a"}\n{"text": ', "JSONDecodeError: Expecting value: line 2"),
     ("a.jsonl", '["a", 1]\n', "must have a column label"),
     ("a.jsonl", '{"text": "a", "label": 1}\n{"label": 2}\n', "sample 2: text nan is missing"),
     ("a.jsonl", '{"text": "a", "label": [1]}\n', "sample 1: label [1] is missing or no text"),
