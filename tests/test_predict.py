@@ -143,14 +143,6 @@ def test_an_encoder_that_cannot_be_walked_answers_in_full(tmp_path, capsys, monk
 # -------------------------------------------------------------------------------------- a file
 
 
-def test_a_rule_alone_takes_the_setting_next_above_2x(one_text, tmp_path, capsys):
-    row = tradeoff.at_speedup(tradeoff.trade_off_of(read_run(one_text)), "entropy", 2)
-    shutil.copy(one_text.parents[1] / "my data" / "dev.csv", tmp_path)
-    found = answers(capsys, one_text, "dev.csv", "--rule", "entropy")
-    mean = found.exit_layer.astype(int).mean()
-    assert mean == pytest.approx(row.mean_exit_layer, abs=0.2)  # a tie may fall otherwise
-
-
 SAMPLES = [("anna helped", 'said "no"'), ("boris\ttab", "clara"), ("never", "two\nlines"),
            ("by", "a\rreturn")]
 

@@ -184,10 +184,10 @@ def test_mean_sd():
 # ---------------------------------------------------------------------------------- the files
 
 
-def test_examples_say_what_the_exit_said(runs, capsys):
+def test_examples_say_what_the_exit_said(runs):
     run = read_run(runs["first"])
     threshold = exits.normalised_entropy(run.logits[0]).median().item()
-    printed(capsys, run.folder, "--examples", "--threshold", threshold)
+    report.write_examples(run, {"rule": "entropy", "threshold": threshold, "patience": None})
     index = exits.exit_indices(run.logits, tradeoff.make_rule("entropy", threshold))
     assert 0 < index.sum() < 10
     names = run.config["labels"]
@@ -208,14 +208,15 @@ def test_a_text_column_may_be_called_prediction():
 
 
 def test_the_clock_writes_what_it_measured(runs, capsys):
-    text = printed(capsys, runs["first"], "--clock", "--threshold", "1")
+    text = printed(capsys, runs["first"], "--clock", "--examples")
+    assert (runs["first"] / "examples.tsv").exists()
     table = pandas.read_csv(runs["first"] / "clock.csv")
     assert list(table) == ["rule", "threshold", "patience", "device", "batch_size", "counted",
                            "clocked", "full_ms_per_sample"]
     assert table.batch_size.tolist() == [1, 32]
     assert table.counted.tolist() == [2, 2]  # all leave at the first of two layers
     assert table.clocked.min() > 0
-    assert "full_ms_per_sample" in text
+    assert "rule entropy, threshold" in text and "full_ms_per_sample" in text
 
 
 # ----------------------------------------------------------------------------------- bad input
@@ -230,7 +231,6 @@ BAD = {  # name: (what is done to the run, options, words of the message)
     "no model": (lambda run: shutil.rmtree(run / "model"), ["--clock"], "model"),
     "other data": (other_data, ["--examples"], "have changed"),
     "never that fast": (None, ["--examples", "--rule", "patience"], "never reaches 2x"),
-    "a threshold for the table": (None, ["--threshold", "0.1"], "leave them out"),
 }
 
 

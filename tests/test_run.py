@@ -171,17 +171,13 @@ def test_a_finished_run_is_shown_again(acl_cl, undisturbed, tmp_path, capsys):
     folder = copied(undisturbed, tmp_path)
     before = contents(folder)
     options = [*acl_cl, "--output", tmp_path]
-    for more in ([], ["--resume"], ["--save-steps", "2"]):
+    for more in ([], ["--resume", "--save-steps", "2"]):
         status, out, error = answer(capsys, train.main, *options, *more)
         assert (status, error) == (0, "")
         assert f"{folder}: accuracy {before['result.json']['score']:.2f} (majority" in out
-        assert "finished before" in out
-        assert "epoch" not in out
-
-    for option, value in {"lr": "0.1", "precision": "bf16", "holdout": "3"}.items():
-        for more in ([], ["--resume"]):
-            words = f"{folder} was made with another {option}: "
-            check_refused(words, capsys, *options, f"--{option}", value, *more)
+        assert "finished before" in out and "epoch" not in out
+        words = f"{folder} was made with another lr: "
+        check_refused(words, capsys, *options, *more, "--lr", "0.1")
 
     # Predictions may be asked for later; they are those of the run's own model.
     (folder / "mine.tsv").unlink()
@@ -340,7 +336,7 @@ def test_a_second_process_and_a_kill(acl_cl, undisturbed, tmp_path, capsys):
 
 
 def test_an_unfinished_run(acl_cl, tmp_path, capsys, monkeypatch):
-    """Without --resume, with another option or a torn checkpoint, nothing happens to it."""
+    """Without --resume or with another option nothing happens to it."""
     options = [*acl_cl, "--output", tmp_path]
     stop_at(monkeypatch, run.Run, "log_step", 8)
     assert call(train.main, *options) == 130
@@ -350,13 +346,6 @@ def test_an_unfinished_run(acl_cl, tmp_path, capsys, monkeypatch):
     check_refused("is unfinished; use --resume to go on with it", capsys, *options)
     check_refused("with another lr", capsys, *options, "--resume", "--lr", "0.1")
     assert {path: path.read_bytes() for path in folder.iterdir()} == kept
-
-    torn = (folder / "checkpoint.pt").read_bytes()[:-100]
-    (folder / "checkpoint.pt").write_bytes(torn)
-    status, _, error = answer(capsys, train.main, *options, "--resume")
-    assert status == 2
-    assert f"cannot read {folder / 'checkpoint.pt'}: " in error
-    assert (folder / "checkpoint.pt").read_bytes() == torn
 
 
 def test_a_folder_that_is_no_run(acl_cl, tmp_path, capsys):

@@ -64,7 +64,7 @@ def report(args):
     for run in runs:
         # From a single exit no sample leaves early.
         if (args.examples or args.clock) and len(run.logits) > 1:
-            setting = tradeoff.choose(run, args.rule or "entropy", args.threshold, args.patience)
+            setting = tradeoff.choose(run, args.rule)  # the one next above 2x
             print(f"\n{run.folder}: {tradeoff.setting_text(setting)}")
             if args.examples:
                 write_examples(run, setting)
@@ -78,7 +78,7 @@ def print_tables(frame, args):
     for run in frame.run[again]:
         print(f"Left out: {run.folder} has the options and the seed of another run")
     frame = frame[~again]
-    rules = [args.rule or "entropy"]
+    rules = [args.rule]
     if args.all:  # of two classes confidence says what entropy says
         rules = [rule for rule in EXIT_RULES if rule != "confidence" or frame.num_labels.max() > 2]
     if len(frame) > 1:
@@ -295,19 +295,12 @@ def parse_args(argv):
     add("runs", nargs="+", metavar="RUN", help="folder of a finished run")
     add("--all", action="store_true", help="every rule (of two classes confidence leaves where "
         "entropy does), every run's histogram")
-    add("--rule", choices=EXIT_RULES, help="who leaves when (entropy)")
-    add("--examples", action="store_true", help="write RUN/examples.tsv")
-    add("--clock", action="store_true", help="measure the speed-up, write RUN/clock.csv")
-    add("--threshold", type=float, help="of the rule, for both (the setting next above 2x)")
-    add("--patience", type=int, help="of the rule, for both, 1 or more exits")
+    add("--rule", choices=EXIT_RULES, default="entropy", help="who leaves when (%(default)s)")
+    add("--examples", action="store_true", help="write RUN/examples.tsv, of the rule at 2x")
+    add("--clock", action="store_true", help="measure the speed-up at 2x, write RUN/clock.csv")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="cpu",
         help="of --clock (%(default)s)")
-    args = p.parse_args(argv)
-    has_setting = args.threshold is not None or args.patience is not None
-    if has_setting and not (args.examples or args.clock):
-        p.error("--threshold and --patience are for --examples and --clock; the tables try all "
-                "settings, so leave them out")
-    return args
+    return p.parse_args(argv)
 
 
 def main(argv=None):

@@ -62,8 +62,8 @@ def choose(run, rule, threshold=None, patience=None):
     if threshold is None and patience is None:
         row = at_speedup(trade_off_of(run), rule, 2)
         if row is None:
-            raise InputError(f"{run.folder}: {rule} never reaches 2x; give --threshold or "
-                             "--patience, or choose another --rule")
+            raise InputError(f"{run.folder}: {rule} never reaches 2x; choose another --rule "
+                             "(tools.predict takes a --threshold or --patience, too)")
         setting = {name: None if pandas.isna(row[name]) else row[name] for name in setting}
     make_rule(**setting)
     return setting
