@@ -221,36 +221,30 @@ def test_every_option_but_a_few_makes_another_run(acl_cl, undisturbed, tmp_path)
     }
 
 
-def test_data_and_folders_are_found_from_elsewhere(acl_cl, undisturbed, tmp_path, monkeypatch):
-    """Relative names, a copy of the data, a run that was moved: the same run."""
+def test_data_elsewhere_and_data_exchanged(acl_cl, undisturbed, tmp_path, capsys, monkeypatch):
+    """A relative name, a copy of the data, a run that was moved: the same run.  One word of train
+    is another: neither this seed nor the next goes on from it."""
     small_task(tmp_path)
     monkeypatch.chdir(tmp_path)
     options = [*acl_cl, "--data", "my data", "--output", "runs"]
     stop_at(monkeypatch, run.Run, "log_step", 8)
     assert call(train.main, *options) == 130
     monkeypatch.undo()
-    config = run.read_json(tmp_path / "runs" / "mine_acl-cl_1" / "config.json")
-    assert config["data"] == str(tmp_path / "my data")
-
     (tmp_path / "runs").rename(tmp_path / "moved runs")
-    options = [*acl_cl, "--output", tmp_path / "moved runs", "--resume"]
-    assert call(train.main, *options) == 0
-    found = contents(tmp_path / "moved runs" / "mine_acl-cl_1")
-    for name in ("model/model.safetensors", "result.json", "steps.csv"):
-        assert found[name] == contents(undisturbed)[name]
+    folder = tmp_path / "moved runs" / undisturbed.name
+    data = tmp_path / "my data"
+    assert run.read_json(folder / "config.json")["data"] == str(data)
 
-
-def test_data_exchanged_meanwhile(tmp_path, capsys, monkeypatch):
-    """One word of train is another: neither this seed nor the next goes on from it."""
-    options = [*small_task(tmp_path), "--method", "ce", "--output", tmp_path, "--resume"]
-    stop_at(monkeypatch, run.Run, "log_step", 8)
-    call(train.main, *options)
-    monkeypatch.undo()
-    train_csv = tmp_path / "my data" / "train.csv"
-    train_csv.write_text(train_csv.read_text().replace("anna", "clara", 1))
+    options = [*acl_cl, "--data", data, "--output", folder.parent, "--resume"]
+    texts = (data / "train.csv").read_text()
+    (data / "train.csv").write_text(texts.replace("anna", "clara", 1))
     check_refused("another data_fingerprint", capsys, *options)
     check_refused("another data_fingerprint", capsys, *options, "--seeds", "2", "1")
-    assert not (tmp_path / "mine_ce_2").exists()
+    assert not (tmp_path / "moved runs" / "mine_acl-cl_2").exists()
+
+    (data / "train.csv").write_text(texts)
+    assert call(train.main, *options, "--predict") == 0
+    assert contents(folder) == contents(undisturbed)
 
 
 # ---------------------------------------------------------------------- stops and resumes
