@@ -1,7 +1,6 @@
 """`python -m tools.predict RUN FILE|-`: answers are those of training's evaluation, row for row."""
 
 import io
-import shutil
 import sys
 from pathlib import Path
 

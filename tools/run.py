@@ -357,7 +357,9 @@ def show_finished(planned):
     """Print where the runs of one method are and what they scored."""
     for _, folder, state in planned:
         result = read_json(folder / "result.json")
-        when = "finished before" if state == "finished" else f"{result['seconds']:.0f} s of training"
+        when = f"{result['seconds']:.0f} s of training"
+        if state == "finished":
+            when = "finished before"
         processes.say(f"{folder}: {result['metric']} {result['score']:.2f} (majority class "
                       f"{result['majority_score']:.2f}), {when}")
 
@@ -365,5 +367,5 @@ def show_finished(planned):
 def show_next(folders):
     """Print what to type now."""
     names = [shlex.quote(str(folder)) for folder in folders]
-    processes.say(f"next: python -m tools.report {' '.join(names)}      # scores, speed-ups, angles")
-    processes.say(f"      python -m tools.predict {names[-1]} -      # classify what you type")
+    processes.say(f"next: python -m tools.report {' '.join(names)}   # scores, speed-ups, angles")
+    processes.say(f"      python -m tools.predict {names[-1]} -   # classify what you type")
