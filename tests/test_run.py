@@ -128,7 +128,8 @@ def test_result_by_hand():
     assert result["kept"] == 0.5
     assert result["steps"] == 4
     args.conflict = "none"
-    assert run.summary(logs, glue.TASKS["mnli"], args, 1, dev, [1, 2], 12)["kept"] is None
+    result = run.summary(logs, glue.TASKS["mnli"], args, 1, dev, [1, 2], 12)
+    assert result["conflict_share"] is None and result["kept"] is None
 
 
 def test_mnli_has_two_submissions(tmp_path):
