@@ -364,7 +364,6 @@ def train_one(args, seed, task, splits, model, tokenizer, device, this_run):
             bar.set_postfix(ce_loss=f"{ce_loss:.3f}")
             if args.save_steps and step % args.save_steps == 0 and step % steps_per_epoch:
                 this_run.save(model, optimizer, schedule, step)
-        this_run.stop_clock()
 
         dev, rows = evaluate(model, task, splits, tokenizer, device)
         this_run.log_exits([{"epoch": epoch, **row} for row in rows])

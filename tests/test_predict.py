@@ -1,8 +1,8 @@
 """`python -m tools.predict RUN FILE|-`: answers are those of training's evaluation, row for row."""
 
 import io
-import shutil
 import sys
+from pathlib import Path
 
 import pandas
 import pytest
@@ -77,11 +77,11 @@ def one_text(whole_runs, tmp_path, monkeypatch):
 
 
 def answers(capsys, run, file, *options):
-    """The table that the command writes."""
-    status, _, errors = small.answer(capsys, predict.main, run, file, "--output", "out.tsv",
-                                     *options)
+    """The table that the command writes for a file of the working folder."""
+    status, _, errors = small.answer(capsys, predict.main, run, file, *options)
     assert status == 0, errors
-    return pandas.read_csv("out.tsv", sep="\t", dtype=str, na_filter=False)
+    written = f"{Path(file).stem}_predictions.tsv"
+    return pandas.read_csv(written, sep="\t", dtype=str, na_filter=False)
 
 
 def refused(capsys, *argv):
@@ -128,27 +128,18 @@ def test_from_python(one_text):
 
 
 def test_an_encoder_that_cannot_be_walked_answers_in_full(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
     small.small_task(tmp_path)
     config = DistilBertConfig(vocab_size=14, dim=16, n_layers=2, n_heads=2, hidden_dim=32)
     DistilBertModel(config).save_pretrained(tmp_path / "my model")
     run = make_run(tmp_path, None, True, "--pooling", "mean")
-    dev = tmp_path / "my data" / "dev.csv"
-    line = refused(capsys, run, dev, "--rule", "entropy", "--threshold", "0.5")
+    monkeypatch.chdir(tmp_path / "my data")
+    line = refused(capsys, run, "dev.csv", "--rule", "entropy", "--threshold", "0.5")
     assert "cannot walk the layers of this distilbert encoder" in line
-    assert not (tmp_path / "my data" / "dev_predictions.tsv").exists()
-    assert len(answers(capsys, run, dev)) == 10
+    assert not Path("dev_predictions.tsv").exists()
+    assert len(answers(capsys, run, "dev.csv")) == 10
 
 
 # -------------------------------------------------------------------------------------- a file
-
-
-def test_a_rule_alone_takes_the_setting_next_above_2x(one_text, capsys):
-    row = tradeoff.at_speedup(tradeoff.trade_off_of(read_run(one_text)), "entropy", 2)
-    dev = one_text.parents[1] / "my data" / "dev.csv"
-    found = answers(capsys, one_text, dev, "--rule", "entropy")
-    mean = found.exit_layer.astype(int).mean()
-    assert mean == pytest.approx(row.mean_exit_layer, abs=0.2)  # a tie may fall otherwise
 
 
 SAMPLES = [("anna helped", 'said "no"'), ("boris\ttab", "clara"), ("never", "two\nlines"),
@@ -163,33 +154,24 @@ def test_texts_are_given_back_as_they_were(two_texts, tmp_path, capsys):
     assert list(zip(found["first"], found["second"])) == SAMPLES
     expected = predict.predict(predict.load(two_texts), SAMPLES)
     assert found.prediction.tolist() == [prediction.label for prediction in expected]
-    (tmp_path / "out.tsv").rename("again.tsv")
+    (tmp_path / "new_predictions.tsv").rename("again.tsv")
     assert answers(capsys, two_texts, "again.tsv").equals(found)
 
 
 def test_there_are_as_many_answers_as_rows(one_text, capsys, tmp_path):
-    """An empty cell is a text, too; a carriage return ends no line."""
+    """An empty cell is a text, too."""
     (tmp_path / "new.csv").write_text('second\nfine film\n""\nnasty\n')
     assert answers(capsys, one_text, "new.csv")["second"].tolist() == ["fine film", "", "nasty"]
-    (tmp_path / "out.tsv").unlink()
-    (tmp_path / "new.txt").write_bytes(b"\xef\xbb\xbfanna\rhelped\r\n 'by\" was\nnever")
-    texts = answers(capsys, one_text, "new.txt")["second"].tolist()
-    assert texts == ["anna\rhelped", " 'by\" was", "never"]
 
 
 BAD = {  # name: (file name, its bytes or None, options, words of the message)
-    "no file": ("new.txt", None, [], "new.txt is missing"),
-    "other columns": ("new.csv", b"text\nA\n", [], "first, second"),
-    "no rows": ("new.txt", b"", [], "must have rows"),
-    "an empty line": ("new.txt", b"a\tb\n\na\tb\n", [], "line 2"),
-    "one text of two": ("new.txt", b"a\tb\none\n", [], "line 2 must hold first, a tab, second"),
+    "no file": ("new.csv", None, [], "new.csv is missing"),
+    "other columns": ("new.csv", b"text\nA\n", [], "first, second; its columns are text"),
+    "no rows": ("new.csv", b"first,second\n", [], "has no rows"),
     "no text": ("new.jsonl", b'{"first": ["a"], "second": "a"}', [], "no text"),
-    "not UTF-8": ("new.txt", b"a\tb\n\xe9\tb\n", [], "UnicodeDecodeError"),
-    "a threshold for patience": ("new.txt", b"a\tb\n", ["--rule", "patience", "--threshold", "1"],
-                                 "needs a patience"),
-    "a file is there": ("new.txt", b"a\tb\n", ["--output", "new.txt"], "new.txt exists"),
-    "no folder": ("new.txt", b"a\tb\n", ["--output", "no/out.tsv"], "there is no folder no"),
-    "output of lines": ("-", None, ["--output", "out.tsv"], "--output has nothing"),
+    "not UTF-8": ("new.csv", b"first,second\n\xe9,b\n", [], "UnicodeDecodeError"),
+    "a threshold for patience": ("new.csv", b"first,second\na,b\n",
+                                 ["--rule", "patience", "--threshold", "1"], "needs a patience"),
 }
 
 
@@ -220,17 +202,17 @@ def test_each_line_is_answered(two_texts, capsys, monkeypatch):
     expected = predict.predict(predict.load(two_texts), samples, rule, batch_size=1)
     assert status == 0
     assert out.splitlines() == [
-        f"{label}   confidence {confidence:.2f}   layer {layer} of 2"
+        f"{label}   confidence {confidence:.2f}   layer {layer}"
         for label, confidence, layer in expected
     ]
 
 
-def test_who_types_may_err_and_ends_with_an_empty_line(two_texts, capsys, monkeypatch):
-    give(monkeypatch, b"only one\na\tb\n\nnever\tread\n", is_typed=True)
+def test_who_types_may_err(two_texts, capsys, monkeypatch):
+    give(monkeypatch, b"only one\n\na\tb\n", is_typed=True)
     status, out, errors = small.answer(capsys, predict.main, two_texts, "-")
     assert (status, out.count("\n")) == (0, 1)
-    assert "type first, a tab, second and Enter; an empty line ends" in errors
-    assert "line 1 must hold first, a tab, second" in errors
+    assert "A line is first, a tab, second; Ctrl-C ends." in errors
+    assert errors.count("a line must hold first, a tab, second") == 2
 
 
 @pytest.mark.parametrize("content, words", [
@@ -239,10 +221,8 @@ def test_who_types_may_err_and_ends_with_an_empty_line(two_texts, capsys, monkey
     (b"a\tb\n\nc\td\n", "standard input, line 2 must hold"),
 ])
 def test_bad_standard_input_is_one_line(content, words, two_texts, capsys, monkeypatch):
-    """What came before it is answered."""
-    if content is None:
-        monkeypatch.setattr(sys, "stdin", None)
-    else:
+    monkeypatch.setattr(sys, "stdin", None)
+    if content is not None:
         give(monkeypatch, content)
     status, _, errors = small.answer(capsys, predict.main, two_texts, "-")
     assert status == 2

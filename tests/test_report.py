@@ -1,6 +1,5 @@
 """`python -m tools.report RUN ..`: one run, several, what is left out, the files it writes."""
 
-import csv
 import json
 import shutil
 
@@ -13,34 +12,16 @@ from tests import small
 from tools import report, tradeoff
 from tools.run import read_run
 
-ODD = ['he said "no"', "a\ttab", "two\nlines", "a\rreturn", "ends with \\", "o'clock, 'tis"]
-
 
 @pytest.fixture(scope="module")
 def whole_runs(tmp_path_factory):
-    """{name: folder}, not to be changed: a method twice, with another weight, and with one exit."""
+    """{name: folder}, not to be changed: a method twice, and one with one exit."""
     root = tmp_path_factory.mktemp("runs")
-    write_odd_data(root / "my data")
-    small.write_encoder(root / "my model")
-    folders = {
+    return {
         "first": small.make_run(root),
         "second": small.make_run(root, seed=2),
         "one exit": small.make_run(root, "ce", "--exits", "last"),
     }
-    shutil.move(folders["first"], root / "first")
-    folders["heavy"] = small.make_run(root, "acl-cl", "--weight", "0.5")
-    return folders | {"first": root / "first"}
-
-
-def write_odd_data(folder):
-    """Texts with all that files mix up; the columns are called as those of examples.tsv."""
-    small.write_data(folder, {"train": 24, "dev": 40})
-    for split in ("train", "dev"):
-        table = pandas.read_csv(folder / f"{split}.csv")
-        table.columns = ["prediction", "sentence", "label"]
-        odd = [ODD[i % len(ODD)] for i in range(len(table))]
-        table["sentence"] = table.sentence + " " + odd
-        table.to_csv(folder / f"{split}.csv", index=False, quoting=csv.QUOTE_ALL)
 
 
 @pytest.fixture
@@ -65,12 +46,6 @@ def cells(text, name):
     raise AssertionError(f"no line has {name!r} in\n{text}")
 
 
-def write_steps(run, angles):
-    """steps.csv with these (epoch, angle)."""
-    table = pandas.DataFrame(angles, columns=["epoch", "angle"])
-    table.to_csv(run / "steps.csv", index=False, na_rep="nan")
-
-
 def change_json(path, **values):
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
@@ -81,7 +56,7 @@ def change_json(path, **values):
 def test_one_run_at_a_glance(runs, capsys):
     run = read_run(runs["first"])
     text = printed(capsys, run.folder)
-    assert "acl-cl on mine, accuracy on 40 dev samples, majority class 50.0\n" in text
+    assert "acl-cl on mine, accuracy on 10 dev samples, majority class 50.0\n" in text
     first, last = [f"{score:.1f}" for score in run.result["exit_scores"]]
     assert cells(text, "full model") == [last, "2.00", "1.00x"]
     row = tradeoff.at_speedup(tradeoff.trade_off_of(run), "entropy", 1.5)
@@ -92,14 +67,14 @@ def test_one_run_at_a_glance(runs, capsys):
     assert "entropy at 3x" not in text  # two layers are never that fast
     assert cells(text, "layer 1") == [first]
     assert cells(text, "layer 2") == [last]
-    assert f"instead of the full model's {last}." in text
 
 
 def test_one_exit_says_why_there_is_no_speed_up(runs, capsys):
-    text = printed(capsys, runs["one exit"])
+    text = printed(capsys, runs["one exit"], "--examples")
     assert "With one exit no sample leaves early" in text
     assert "entropy at" not in text
     assert "gradients" not in text  # ce has one
+    assert not (runs["one exit"] / "examples.tsv").exists()
 
 
 def test_the_rule_asked_for(runs, capsys):
@@ -107,37 +82,31 @@ def test_the_rule_asked_for(runs, capsys):
     assert "confidence at 2x" in text and "entropy at" not in text
 
 
-def test_all_shows_every_rule_and_its_front(runs, capsys):
-    text = printed(capsys, runs["first"], "--all")
-    front = text.split("Pareto front")[1]
-    assert cells(front, "patience")[1:3] == ["2.00", "1.00x"]  # two exits: nobody leaves early
-    assert "entropy at 2x" in text and "pcee" not in text  # which needs three exits
-
-
-def test_of_more_than_two_classes_confidence_says_something_of_its_own():
-    args = report.parse_args(["run", "--all"])
-    assert report.rules_of(args, 3) == ["entropy", "confidence", "patience", "pcee"]
-    assert report.rules_of(args, 2) == ["entropy", "patience", "pcee"]
+def test_all_shows_every_rule(runs, capsys):
+    """Of two classes confidence says what entropy says; of three it has lines of its own."""
+    run = runs["first"]
+    text = printed(capsys, run, "--all")
+    assert "entropy at 2x" in text
+    change_json(run / "config.json", num_labels=3)
+    assert "confidence at 2x" in printed(capsys, run, "--all")
+    assert "confidence at" not in text
 
 
 # ------------------------------------------------------------------------------- the gradients
 
 
-def test_a_gradient_that_is_not_finite_counts_as_a_conflict(runs, capsys):
-    write_steps(runs["first"], [(1, 80), (1, None), (2, 100), (2, 90), (2, 89)])
+def test_angles_by_hand(runs, capsys):
+    """A gradient that is not finite is a conflict; 90 degrees is none, and ends its bar."""
+    angles = [0, 6, 7, 25, None, 25.5, 90, 180]
+    table = pandas.DataFrame({"epoch": [1, 1, 1, 1, 1, 2, 2, 2], "angle": angles})
+    table.to_csv(runs["first"] / "steps.csv", index=False)
     text = printed(capsys, runs["first"])
-    assert cells(text, "% conflicts") == ["40.0"]
-    assert cells(text, "in epoch 1") == ["50.0"]
+    assert cells(text, "% conflicts") == ["25.0"]
+    assert cells(text, "in epoch 1") == ["20.0"]
     assert cells(text, "in epoch 2") == ["33.3"]
-    assert cells(text, "mean angle") == ["89.8"]
+    assert cells(text, "mean angle") == ["47.6"]
     assert "In 2 steps the second gradient pointed against cross-entropy's" in text
     assert "The gate was --conflict discard --conflict-at parameters." in text
-
-
-def test_the_histogram_by_hand(runs, capsys):
-    """90 degrees is no conflict, so it stands in the bar that ends there."""
-    write_steps(runs["first"], [(1, angle) for angle in (0, 6, 7, 25, 25.5, 90, 180)])
-    text = printed(capsys, runs["first"])
     bars = [line.split() for line in text.splitlines() if line.endswith("#")]
     assert [(bar[0], bar[2], bar[3], len(bar[4])) for bar in bars] == [
         ("0", "10", "3", 50), ("20", "30", "2", 34), ("80", "90", "1", 17), ("170", "180", "1", 17),
@@ -163,12 +132,6 @@ def test_methods_side_by_side(runs, capsys):
     assert "#" in printed(capsys, *runs.values(), "--all")  # each run's histogram
 
 
-def test_two_settings_of_a_method_stand_apart(runs, capsys):
-    text = printed(capsys, runs["first"], runs["second"], runs["heavy"])
-    assert "acl-cl (1) is acl-cl, weight 0.1\nacl-cl (2) is acl-cl, weight 0.5\n" in text
-    assert "acl-cl (1) x2" in text and "acl-cl (2) x1" in text
-
-
 def test_settings_by_hand():
     """The seed, the machine and the place of the data make no setting; None is not there."""
     configs = pandas.DataFrame([
@@ -182,17 +145,20 @@ def test_settings_by_hand():
     ]
 
 
-def test_methods_that_were_not_trained_alike(runs, capsys):
+def test_what_was_not_trained_alike_stands_apart_and_is_said(runs, capsys):
     assert "Not trained alike" not in printed(capsys, *runs.values())
-    change_json(runs["one exit"] / "config.json", max_steps=9)
-    text = printed(capsys, runs["first"], runs["one exit"])
-    assert "Not trained alike, max_steps: 9 (ce); not set (acl-cl)" in text
+    change_json(runs["second"] / "config.json", epochs=9)
+    text = printed(capsys, runs["first"], runs["second"])
+    assert cells(text, "Not trained alike, epochs:") == (
+        "{'acl-cl, epochs 2 x1': 2, 'acl-cl, epochs 9 x1': 9}".split()
+    )
+    assert "  acl-cl, epochs 2 x1 acl-cl, epochs 9 x1\n" in text
 
 
 def test_other_dev_samples_are_a_table_of_their_own(runs, tmp_path, capsys):
-    other = small.make_run(tmp_path / "other", seed=3)  # ten dev samples
+    other = small.make_run(tmp_path / "other", "acl-cl", "--holdout", 8)
     text = printed(capsys, runs["first"], other, runs["second"])
-    assert "on 40 dev samples" in text and "on 10 dev samples" in text
+    assert "on 10 dev samples" in text and "on 8 dev samples" in text
     assert "acl-cl x2" in text and "acl-cl x3" not in text
 
 
@@ -200,9 +166,8 @@ def test_what_is_left_out_and_why(runs, tmp_path, capsys):
     (tmp_path / "unfinished").mkdir()
     again = shutil.copytree(runs["first"], tmp_path / "again")
     text = printed(capsys, runs["first"], tmp_path / "unfinished", again)
-    left_out = text.split("Left out: ")[1]
-    assert f"{tmp_path / 'unfinished'} is no finished run" in left_out
-    assert f"{again} has the options and the seed of another run" in left_out
+    assert f"Left out: {tmp_path / 'unfinished'} is no finished run" in text
+    assert f"Left out: {again} has the options and the seed of another run" in text
     assert cells(text, "full model")[1:] == ["2.00", "1.00x"]  # as of one run
 
 
@@ -219,41 +184,46 @@ def test_mean_sd():
 # ---------------------------------------------------------------------------------- the files
 
 
-def test_examples_say_what_the_exit_said(runs, capsys):
-    """And pandas gives back every text, with its quotes, tabs and line ends."""
+def test_examples_say_what_the_exit_said(runs):
     run = read_run(runs["first"])
     threshold = exits.normalised_entropy(run.logits[0]).median().item()
-    printed(capsys, run.folder, runs["one exit"], "--examples", "--threshold", threshold)
+    report.write_examples(run, {"rule": "entropy", "threshold": threshold, "patience": None})
     index = exits.exit_indices(run.logits, tradeoff.make_rule("entropy", threshold))
-    assert 0 < index.sum() < 40
+    assert 0 < index.sum() < 10
     names = run.config["labels"]
     expected = []
     for i, sample in enumerate(tradeoff.dev_split(run)):
         p, k = run.logits[index[i], i].softmax(dim=-1).max(dim=-1)
         expected.append([index[i] + 1, round(p.item(), 4), names[k], names[sample["label"]],
-                         sample["prediction"], sample["sentence"]])
+                         sample["first"], sample["second"]])
     table = pandas.read_csv(run.folder / "examples.tsv", sep="\t")
-    assert list(table)[:5] == ["exit_layer", "confidence", "prediction", "label", "prediction_text"]
+    assert list(table) == ["exit_layer", "confidence", "prediction", "label", "first", "second"]
     assert table.values.tolist() == expected
-    assert not (runs["one exit"] / "examples.tsv").exists()
+
+
+def test_a_text_column_may_be_called_prediction():
+    answers, texts = [pandas.DataFrame({"prediction": [word]}) for word in ("same", "a text")]
+    table = report.beside(answers, texts)
+    assert table.to_dict("list") == {"prediction": ["same"], "prediction_text": ["a text"]}
 
 
 def test_the_clock_writes_what_it_measured(runs, capsys):
-    text = printed(capsys, runs["first"], "--clock", "--threshold", "1")
+    text = printed(capsys, runs["first"], "--clock", "--examples")
+    assert (runs["first"] / "examples.tsv").exists()
     table = pandas.read_csv(runs["first"] / "clock.csv")
     assert list(table) == ["rule", "threshold", "patience", "device", "batch_size", "counted",
                            "clocked", "full_ms_per_sample"]
     assert table.batch_size.tolist() == [1, 32]
     assert table.counted.tolist() == [2, 2]  # all leave at the first of two layers
     assert table.clocked.min() > 0
-    assert "full_ms_per_sample" in text
+    assert "rule entropy, threshold" in text and "full_ms_per_sample" in text
 
 
 # ----------------------------------------------------------------------------------- bad input
 
 
 def other_data(run):
-    change_json(run / "config.json", holdout=10)
+    change_json(run / "config.json", holdout=9)
 
 
 BAD = {  # name: (what is done to the run, options, words of the message)
@@ -261,7 +231,6 @@ BAD = {  # name: (what is done to the run, options, words of the message)
     "no model": (lambda run: shutil.rmtree(run / "model"), ["--clock"], "model"),
     "other data": (other_data, ["--examples"], "have changed"),
     "never that fast": (None, ["--examples", "--rule", "patience"], "never reaches 2x"),
-    "a threshold for the table": (None, ["--threshold", "0.1"], "leave them out"),
 }
 
 
@@ -278,9 +247,3 @@ def test_bad_input_is_one_line_and_nothing_is_written(name, runs, capsys):
     assert len(lines) == 1 and words in lines[0]
     assert "Traceback" not in errors
     assert set(run.rglob("*")) == before
-
-
-def test_of_runs_with_one_exit_nothing_leaves_early(runs, capsys):
-    status, out, errors = small.answer(capsys, report.main, runs["one exit"], "--examples")
-    assert (status, out) == (2, "")
-    assert "no run here has several exits" in errors

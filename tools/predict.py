@@ -4,8 +4,9 @@
     python -m tools.predict runs/rte_acl-cl_1 new.csv --rule entropy   samples leave early
     python -m tools.predict runs/rte_acl-cl_1 -                        answers the lines you type
 
-FILE has the text columns that the run was trained on; in a .txt or at the keyboard a line is a
-sample, with a tab between two texts.  From Python:
+FILE has the text columns that the run was trained on; the answers to new.csv are written to
+new_predictions.tsv.  What is typed or piped is a sample a line, with a tab between two texts.
+From Python:
 
     run = load("runs/rte_acl-cl_1")
     label, confidence, exit_layer = predict(run, [("It rains.", "The street is wet.")])[0]
@@ -24,7 +25,7 @@ import exits
 import glue
 from tools import data, encoders, machine, models, tradeoff
 from tools.errors import InputError, Parser, one_line_errors, reading
-from tools.report import with_texts, write_table
+from tools.report import beside, write_table
 from tools.run import FinishedRun, read_run
 
 
@@ -95,30 +96,15 @@ def answer_batch(model, batch, rule):
 
 def answer(args):
     """Write the answers to a file's rows, or print those to the lines of standard input."""
-    is_file = args.file != "-"
-    if is_file:  # before the long waits
-        output = output_of(args)
-        texts = read_texts(Path(args.file), read_run(args.run).config)
-    elif sys.stdin is None:
-        raise InputError("standard input is closed; type or pipe lines, or name a file")
-    run = load(args.run, machine.pick_device(args.device))
-    machine.pick_threads(run.finished.config["task"])
-    rule = rule_of(args, run.finished)
-    if is_file:
-        answer_file(run, texts, rule, args.batch_size, output)
+    finished = read_run(args.run)
+    rule = rule_of(args, finished)
+    machine.pick_threads(finished.config["task"])
+    if args.file == "-":
+        answer_lines(load(args.run), rule)
     else:
-        answer_lines(run, rule)
-
-
-def output_of(args):
-    """Where a file's answers go.  Raises InputError."""
-    path = Path(args.file)
-    output = Path(args.output or path.with_name(f"{path.stem}_predictions.tsv"))
-    if output.exists():
-        raise InputError(f"{output} exists; remove it or choose another --output")
-    if not output.parent.is_dir():
-        raise InputError(f"--output {output}: there is no folder {output.parent}")
-    return output
+        path = Path(args.file)
+        texts = read_texts(path, finished.config)  # before the model's long wait
+        answer_file(load(args.run), texts, rule, path.with_name(f"{path.stem}_predictions.tsv"))
 
 
 def rule_of(args, finished):
@@ -127,42 +113,28 @@ def rule_of(args, finished):
         print("the full model answers; with --rule entropy samples leave early", file=sys.stderr)
         return None
     setting = tradeoff.choose(finished, args.rule or "entropy", args.threshold, args.patience)
-    print(f"rule {setting['rule']}, {tradeoff.setting_text(setting)}", file=sys.stderr)
+    print(tradeoff.setting_text(setting), file=sys.stderr)
     return tradeoff.make_rule(**setting)
 
 
 def read_texts(path, config):
     """FILE -> a DataFrame of strings with the run's text columns.  Raises InputError."""
     names = config["text_columns"]
-    if path.suffix.lower() == ".txt":
-        with reading(path), open(path, encoding="utf-8-sig", newline="\n") as lines:
-            rows = [split_line(line, names, f"{path}, line {n}") for n, line in enumerate(lines, 1)]
-        table = pandas.DataFrame(rows, columns=names)
-    else:
-        table = data.read_table(path)
-    if table.empty or not set(names) <= set(table):
-        raise InputError(f"{path} must have rows, and the text columns of the run: "
-                         f"{', '.join(names)}; its columns are {', '.join(map(str, table))}")
+    table = data.read_table(path)
+    if not set(names) <= set(table):
+        raise InputError(f"{path} must have the text columns of the run, {', '.join(names)}; its "
+                         f"columns are {', '.join(table)}")
     is_text = table[names].map(lambda cell: isinstance(cell, str)).all(axis=1)
     if not is_text.all():
         raise InputError(f"{path}, sample {is_text.idxmin() + 1}: a cell is missing or no text")
     return table[names].reset_index(drop=True)
 
 
-def split_line(line, names, place):
-    """A line -> its texts.  Only \\n or \\r\\n ends it; a lone \\r is a character like others."""
-    line = line.removesuffix("\n").removesuffix("\r")
-    texts = (line,) if len(names) == 1 else tuple(line.split("\t"))
-    if not line or len(texts) != len(names):
-        raise InputError(f"{place} must hold {', a tab, '.join(names)}")
-    return texts
-
-
-def answer_file(run, texts, rule, batch_size, output):
+def answer_file(run, texts, rule, output):
     """A row of answers for each row of the file, and a summary."""
-    predictions = predict(run, list(texts.itertuples(index=False)), rule, batch_size)
+    predictions = predict(run, texts.values.tolist(), rule)
     table = pandas.DataFrame(predictions).rename(columns={"label": "prediction"})
-    write_table(with_texts(table.round({"confidence": 4}), texts), output)
+    write_table(beside(table.round({"confidence": 4}), texts), output)
     mean = table.exit_layer.mean()
     deepest = run.model.exit_layers[-1]
     print(f"{len(table)} samples, mean exit layer {mean:.2f} of {deepest} ({deepest / mean:.2f}x)")
@@ -170,28 +142,25 @@ def answer_file(run, texts, rule, batch_size, output):
 
 
 def answer_lines(run, rule):
-    """Answer each line at once.  Somebody who types may err, and ends with an empty line."""
+    """Answer each line at once.  Somebody who types may err; of piped lines all must be right."""
+    if sys.stdin is None:
+        raise InputError("standard input is closed; type or pipe lines, or name a file")
     names = run.finished.config["text_columns"]
-    is_typed = sys.stdin.isatty()
-    if is_typed:
-        print(f"type {', a tab, '.join(names)} and Enter; an empty line ends", file=sys.stderr)
+    what = ", a tab, ".join(names)
+    print(f"A line is {what}; Ctrl-C ends.", file=sys.stderr)
     for number, line in enumerate(typed_lines(), start=1):
-        if is_typed and not line.strip():
-            break
-        try:
-            texts = split_line(line, names, f"standard input, line {number}")
-        except InputError as error:
-            if not is_typed:
-                raise
-            print(error, file=sys.stderr)
-            continue
-        [prediction] = predict(run, [texts], rule)
-        print(f"{prediction.label}   confidence {prediction.confidence:.2f}   layer "
-              f"{prediction.exit_layer} of {run.model.exit_layers[-1]}", flush=True)
+        texts = line.removesuffix("\n").removesuffix("\r").split("\t")
+        if len(texts) == len(names) and all(texts):
+            [[label, confidence, layer]] = predict(run, [texts], rule)
+            print(f"{label}   confidence {confidence:.2f}   layer {layer}", flush=True)
+        elif sys.stdin.isatty():
+            print(f"a line must hold {what}", file=sys.stderr)
+        else:
+            raise InputError(f"standard input, line {number} must hold {what}")
 
 
 def typed_lines():
-    """The lines of standard input, which must be UTF-8 and end like those of a .txt."""
+    """The lines of standard input, which is UTF-8; a lone carriage return ends none."""
     sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict", newline="\n")
     with reading("standard input"):
         yield from sys.stdin
@@ -201,19 +170,11 @@ def parse_args(argv):
     p = Parser("tools.predict", description=__doc__)
     add = p.add_argument
     add("run", metavar="RUN", help="folder of a finished run")
-    add("file", metavar="FILE", help=".csv, .tsv, .jsonl, .json, .parquet, .txt; - reads lines")
+    add("file", metavar="FILE", help=".csv, .tsv, .jsonl, .json or .parquet; - reads lines")
     add("--rule", choices=tradeoff.EXIT_RULES, help="who leaves when (nobody leaves early)")
     add("--threshold", type=float, help="of the rule (the setting next above 2x on dev)")
     add("--patience", type=int, help="of the rule, 1 or more exits")
-    add("--output", metavar="FILE", help="a .csv, or a .tsv (FILE_predictions.tsv)")
-    add("--batch-size", type=int, default=32, help="samples at once (%(default)s)")
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="cpu", help="(%(default)s)")
-    args = p.parse_args(argv)
-    if args.batch_size < 1:
-        p.error(f"--batch-size must be 1 or more, not {args.batch_size}")
-    if args.file == "-" and args.output:
-        p.error("the answers to - go to the screen, so --output has nothing to write")
-    return args
+    return p.parse_args(argv)
 
 
 def main(argv=None):

@@ -2,7 +2,7 @@
 
     python -m tools.report runs/rte_acl-cl_1               one run at a glance
     python -m tools.report runs/rte_*                      methods side by side, mean±sd over seeds
-    python -m tools.report runs/rte_acl-cl_1 --all         every rule, and each rule's best settings
+    python -m tools.report runs/rte_acl-cl_1 --all         every rule, every run's histogram
     python -m tools.report runs/rte_acl-cl_1 --examples    which dev sample left at which layer
     python -m tools.report runs/rte_acl-cl_1 --clock       the speed-up by the clock
 
@@ -20,7 +20,7 @@ import exits
 import glue
 from tools import machine, models, tradeoff
 from tools.errors import InputError, Parser, one_line_errors
-from tools.run import read_run, whole
+from tools.run import in_conflict, read_run, whole
 from tools.tradeoff import EXIT_RULES, SPEEDS, at_speedup, make_rule
 
 # The papers' order; a method of your own comes after them.
@@ -37,19 +37,20 @@ NOT_THE_SETTING = {
 # What methods beside each other should share.  A rate, a weight each may have of its own.
 TRAINED_ALIKE = ("model", "pooling", "epochs", "max_steps", "limit_train", "batch_size")
 
+AT_2X = """
+At 2x samples leave so early that half the layers are run; --clock measures the time."""
+
 
 def report(args):
     """Print the tables of all runs, then write the files that were asked for."""
-    runs, left_out = [], []
+    runs = []
     for folder in args.runs:
         try:
             runs.append(read_run(folder))
         except InputError as error:
-            left_out.append(str(error))
+            print(f"Left out: {error}")
     if not runs:
-        raise InputError("; ".join(left_out))
-    jobs = jobs_of(args, runs)
-    device = machine.pick_device(args.device)
+        raise InputError("there is no finished run to report")
 
     # Scores can be compared where they are of the same dev samples.
     comparable = {}
@@ -57,33 +58,34 @@ def report(args):
         samples = run.labels.numpy().tobytes()
         comparable.setdefault((run.config["task"], samples), []).append(run)
     for some in comparable.values():
-        frame = runs_frame(some)
-        is_again = frame.duplicated(["setting", "seed"])
-        for run in frame.run[is_again]:
-            left_out.append(f"{run.folder} has the options and the seed of another run")
-        frame = frame[~is_again]
-        rules = rules_of(args, frame.num_labels.iloc[0])
-        if len(frame) > 1:
-            print_several(frame, rules)
-        for run in frame.run:
-            if len(frame) == 1 or args.all:
-                print_one(run, rules, args.all)
-    if left_out:
-        print("\nLeft out:", "\n          ".join(left_out))
+        print_tables(runs_frame(some), args)
 
-    for run, setting in jobs:
-        print(f"\n{run.folder}: rule {setting['rule']}, {tradeoff.setting_text(setting)}")
-        if args.examples:
-            write_examples(run, setting)
-        if args.clock:
-            write_clock(run, setting, device)
+    device = machine.pick_device(args.device)
+    for run in runs:
+        # From a single exit no sample leaves early.
+        if (args.examples or args.clock) and len(run.logits) > 1:
+            setting = tradeoff.choose(run, args.rule)  # the one next above 2x
+            print(f"\n{run.folder}: {tradeoff.setting_text(setting)}")
+            if args.examples:
+                write_examples(run, setting)
+            if args.clock:
+                write_clock(run, setting, device)
 
 
-def rules_of(args, num_labels):
-    """The rules to show.  Of two classes confidence and entropy say the same."""
-    if not args.all:
-        return [args.rule or "entropy"]
-    return [rule for rule in EXIT_RULES if rule != "confidence" or num_labels > 2]
+def print_tables(frame, args):
+    """Runs that can be compared: side by side, a single one at a glance; with --all both."""
+    again = frame.duplicated(["setting", "seed"])
+    for run in frame.run[again]:
+        print(f"Left out: {run.folder} has the options and the seed of another run")
+    frame = frame[~again]
+    rules = [args.rule]
+    if args.all:  # of two classes confidence says what entropy says
+        rules = [rule for rule in EXIT_RULES if rule != "confidence" or frame.num_labels.max() > 2]
+    if len(frame) > 1:
+        print_several(frame, rules)
+    for run in frame.run:
+        if len(frame) == 1 or args.all:
+            print_one(run, rules)
 
 
 # ------------------------------------------------------------------------------ the frame of runs
@@ -134,41 +136,19 @@ def mean_sd(values):
 
 def print_several(frame, rules):
     """Methods as columns, mean±sd over their seeds."""
-    print(f"\n{title(frame.run.iloc[0])}; mean±sd over seeds (x3: of three)")
-    frame = frame.assign(setting=short_names(frame))
-    print()
+    print(f"\n{title(frame.run.iloc[0])}; mean±sd over seeds (x3: of three)\n")
     counts = frame.groupby("setting").setting.transform("size")
-    frame["setting"] += counts.map(" x{}".format)
-    scores = []
-    for run in frame.run:
-        lines = at_a_glance(run, tradeoff.trade_off_of(run), rules)
-        scores.append({name: row.get("score") for name, row in lines.items()})
-    print_blocks(frame, {"score": pandas.DataFrame(scores, frame.index), **blocks_of(frame)})
-    print("\nAt 2x samples leave so early that half the layers are run.  A dash: never that fast, "
-          "no such\nexit, or nobody looked at the gradients (--conflict observe does).")
+    frame = frame.assign(setting=frame.setting + counts.map(" x{}".format))
 
-
-def short_names(frame):
-    """'acl-cl (2)' in place of 'acl-cl, weight 0.5', and a line that says so.
-
-    Also prints in which other options methods differ that should be trained alike.
-    """
-    kinds = frame.drop_duplicates("setting")
-    numbers = kinds.groupby("method").cumcount() + 1
-    short = {}
-    for setting, method, number in zip(kinds.setting, kinds.method, numbers):
-        short[setting] = method
-        if setting != method:
-            short[setting] = f"{method} ({number})"
-            print(f"{short[setting]} is {setting}")
-    names = frame.setting.map(short)
-
+    kinds = frame.drop_duplicates("setting").set_index("setting")
     for option in TRAINED_ALIKE:
-        values = names.groupby(frame[option].map(str).replace("None", "not set")).unique()
-        if len(values) > 1:
-            words = [f"{value} ({', '.join(some)})" for value, some in values.items()]
-            print(f"Not trained alike, {option}: {'; '.join(words)}")
-    return names
+        if kinds[option].map(str).nunique() > 1:
+            print(f"Not trained alike, {option}: {kinds[option].to_dict()}")
+
+    scores = [at_a_glance(run, rules).score for run in frame.run]
+    print_blocks(frame, {"score": pandas.DataFrame(scores, frame.index), **blocks_of(frame)})
+    print(f"{AT_2X}  A dash:\nnever that fast, no such exit, or nobody looked at the gradients "
+          "(--conflict observe does).")
 
 
 def title(run):
@@ -178,16 +158,17 @@ def title(run):
     return f"{task}, {metric} on {len(run.labels)} dev samples, majority class {majority:.1f}"
 
 
-def at_a_glance(run, rows, rules):
-    """{"full model": {"score": 71.3, ..}, "entropy at 2x": a row of the trade-off, or {}, ..}"""
+def at_a_glance(run, rules):
+    """A DataFrame with a row of the trade-off for the full model, entropy at 2x, and so on; a row
+    of NaN where the rule is never that fast."""
     deepest = run.config["exit_layers"][-1]
     full = {"score": run.result["score"], "mean_exit_layer": deepest, "speedup": 1}
-    lines = {"full model": full}
+    lines = {"full model": pandas.Series(full)}
+    rows = tradeoff.trade_off_of(run)
     for rule in rules:
         for speed in SPEEDS:
-            row = at_speedup(rows, rule, speed)
-            lines[f"{rule} at {speed:g}x"] = {} if row is None else row.to_dict()
-    return lines
+            lines[f"{rule} at {speed:g}x"] = at_speedup(rows, rule, speed)
+    return pandas.DataFrame(lines).T
 
 
 def blocks_of(frame):
@@ -200,17 +181,11 @@ def blocks_of(frame):
     for run in frame.run:
         row = {}
         if run.result["conflict_share"] is not None:  # the gate looked
-            shares = 100 * is_conflict(run.steps)
+            shares = 100 * in_conflict(run.steps)
             row = {"mean angle": run.steps.angle.mean(), "% conflicts": shares.mean()}
-            for epoch, share in shares.groupby(run.steps.epoch).mean().items():
-                row[f"in epoch {epoch}"] = share
+            row |= shares.groupby(run.steps.epoch).mean().add_prefix("in epoch ")
         gradients.append(row)
     return {"exit at": scores, "gradients": pandas.DataFrame(gradients, frame.index)}
-
-
-def is_conflict(steps):
-    """Over 90 degrees.  A gradient that is not finite has no angle, and counts as a conflict."""
-    return ~(steps.angle <= 90)
 
 
 def print_blocks(frame, blocks):
@@ -222,37 +197,9 @@ def print_blocks(frame, blocks):
 # ---------------------------------------------------------------------------------------- one run
 
 
-def print_one(run, rules, has_front):
+def print_one(run, rules):
     """A run at a glance, by exit, and what its gate saw."""
-    rows = tradeoff.trade_off_of(run)
-    lines = pandas.DataFrame(at_a_glance(run, rows, rules)).T.dropna(how="all")
     print(f"\n{run.folder}: {run.config['method']} on {title(run)}\n")
-    print_settings(lines)
-
-    # How to read it, by its own numbers.
-    name = f"{rules[0]} at 2x"
-    if name in lines.index:
-        twice, full = lines.loc[name], lines.loc["full model"]
-        print("\nTwice as fast, counted in layers (by the clock: --clock): samples leave after "
-              f"layer\n{twice.mean_exit_layer:.1f} of {full.mean_exit_layer:.0f} on average, and "
-              f"the score is {twice.score:.1f} instead of the full model's {full.score:.1f}.")
-    if len(run.logits) == 1:
-        print("\nWith one exit no sample leaves early; --exits all trains more of them.")
-    if has_front:
-        front = rows[(rows.pareto == 1) & rows.rule.isin(rules)]
-        print("\nPareto front: what no other setting of the rule beats in score and speed (picked "
-              "on dev)\n")
-        print_settings(front.drop_duplicates(["rule", "speedup"]).set_index("rule"))
-
-    print()
-    frame = runs_frame([run])
-    print_blocks(frame, blocks_of(frame))
-    if run.result["conflict_share"] is not None:
-        print_histogram(run)
-
-
-def print_settings(rows):
-    """Rows of the trade-off, without the columns that are empty."""
     formats = {
         "score": "{:.1f}".format,
         "mean_exit_layer": "{:.2f}".format,
@@ -260,39 +207,34 @@ def print_settings(rows):
         "threshold": "{:.4g}".format,
         "patience": "{:.0f}".format,
     }
-    table = rows.reindex(columns=list(formats)).astype(float).dropna(axis=1, how="all")
-    print(table.rename_axis(index=None).to_string(formatters=formats, na_rep=""))
+    # Without the columns that are empty, and without speeds that the run never has.
+    table = at_a_glance(run, rules).reindex(columns=list(formats)).apply(pandas.to_numeric)
+    table = table.dropna(how="all").dropna(how="all", axis=1)
+    print(table.to_string(formatters=formats, na_rep=""))
+    if len(run.logits) == 1:
+        print("\nWith one exit no sample leaves early; --exits all trains more of them.\n")
+    else:
+        print(f"{AT_2X}\n")
+    frame = runs_frame([run])
+    print_blocks(frame, blocks_of(frame))
+    if run.result["conflict_share"] is not None:
+        print_histogram(run)
 
 
 def print_histogram(run):
-    """The angles between both gradients: a summary, a bar for each 10 degrees, a sentence."""
-    angles = run.steps.angle.dropna()
-    summary = angles.describe(percentiles=[0.05, 0.5, 0.95]).drop("count").to_frame().T
+    """The angles between both gradients: a bar for each 10 degrees, and a sentence."""
     print(f"\nAngle between both gradients at {len(run.steps)} steps, in degrees\n")
-    print(summary.to_string(index=False, float_format="{:.1f}".format))
-    print()
     ends = range(10, 190, 10)
-    bins = pandas.cut(angles, [0, *ends], labels=ends, include_lowest=True)
+    bins = pandas.cut(run.steps.angle, [0, *ends], labels=ends, include_lowest=True)
     counts = bins.value_counts(sort=False)
     for end, count in counts[counts > 0].items():
         print(f"{end - 10:4} to {end:3}  {count:6}  {'#' * math.ceil(50 * count / counts.max())}")
-    print(f"\nIn {is_conflict(run.steps).sum()} steps the second gradient pointed against "
+    print(f"\nIn {in_conflict(run.steps).sum()} steps the second gradient pointed against "
           "cross-entropy's (over 90 degrees,\nor not finite).  The gate was --conflict "
           f"{run.config['conflict']} --conflict-at {run.config['conflict_at']}.")
 
 
 # -------------------------------------------------------------------------------------- the files
-
-
-def jobs_of(args, runs):
-    """[(run, the rule's setting) ..] for --examples and --clock.  Raises InputError."""
-    if not (args.examples or args.clock):
-        return []
-    several = [run for run in runs if len(run.logits) > 1]
-    if not several:
-        raise InputError("no run here has several exits (--exits all), so no sample leaves early")
-    given = args.rule or "entropy", args.threshold, args.patience
-    return [(run, tradeoff.choose(run, *given)) for run in several]
 
 
 def write_examples(run, setting):
@@ -308,13 +250,12 @@ def write_examples(run, setting):
         "prediction": [names[k] for k in classes],
         "label": [names[k] for k in run.labels],
     })
-    write_table(with_texts(table, texts), run.folder / "examples.tsv")
+    write_table(beside(table, texts), run.folder / "examples.tsv")
 
 
-def with_texts(table, texts):
-    """Both tables side by side; a text column whose name is taken gets _text behind it."""
-    taken = {name: f"{name}_text" for name in table}
-    return pandas.concat([table, texts.rename(columns=taken)], axis=1)
+def beside(table, texts):
+    """Row by row; a text column whose name is taken gets _text behind it."""
+    return table.merge(texts, left_index=True, right_index=True, suffixes=("", "_text"))
 
 
 def write_clock(run, setting, device):
@@ -353,20 +294,13 @@ def parse_args(argv):
     add = p.add_argument
     add("runs", nargs="+", metavar="RUN", help="folder of a finished run")
     add("--all", action="store_true", help="every rule (of two classes confidence leaves where "
-        "entropy does), its best settings, every run's histogram")
-    add("--rule", choices=EXIT_RULES, help="who leaves when (entropy)")
-    add("--examples", action="store_true", help="write RUN/examples.tsv")
-    add("--clock", action="store_true", help="measure the speed-up, write RUN/clock.csv")
-    add("--threshold", type=float, help="of the rule, for both (the setting next above 2x)")
-    add("--patience", type=int, help="of the rule, for both, 1 or more exits")
+        "entropy does), every run's histogram")
+    add("--rule", choices=EXIT_RULES, default="entropy", help="who leaves when (%(default)s)")
+    add("--examples", action="store_true", help="write RUN/examples.tsv, of the rule at 2x")
+    add("--clock", action="store_true", help="measure the speed-up at 2x, write RUN/clock.csv")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="cpu",
         help="of --clock (%(default)s)")
-    args = p.parse_args(argv)
-    has_setting = args.threshold is not None or args.patience is not None
-    if has_setting and not (args.examples or args.clock):
-        p.error("--threshold and --patience are for --examples and --clock; the tables try all "
-                "settings, so leave them out")
-    return args
+    return p.parse_args(argv)
 
 
 def main(argv=None):

@@ -227,12 +227,9 @@ class Run:
     def start_clock(self):
         self.started = time.perf_counter() - self.seconds
 
-    def stop_clock(self):
-        self.seconds = time.perf_counter() - self.started
-
     def log_step(self, row):
         """A step's numbers, unrounded: {column: number}, None where there is none."""
-        self.seconds = time.perf_counter() - self.started  # for a checkpoint in the epoch
+        self.seconds = time.perf_counter() - self.started
         rows = self.logs["steps.csv"]
         rows.append(row)
         if not processes.is_first():
@@ -311,11 +308,8 @@ def summary(logs, task, args, seed, dev, exit_layers, examples):
     deepest = last[last.exit_layer == exit_layers[-1]].set_index("split")
     split = deepest.index[0]  # MNLI has two; the first one counts
     by_exit = last[last.split == split][metric].tolist()
-
-    # Without a gate there is no angle.  A NaN angle is no agreement, so it counts as a conflict.
-    judged = [row for row in logs["steps.csv"] if row["angle"] is not None]
-    conflicts = [not row["angle"] <= 90 for row in judged]
-    kept = [row["kept"] for row in judged]
+    steps = pandas.DataFrame(logs["steps.csv"])
+    has_gate = args.conflict != "none"
     return {
         "task": task.name,
         "method": args.method,
@@ -326,12 +320,20 @@ def summary(logs, task, args, seed, dev, exit_layers, examples):
         "exit_layers": exit_layers,
         "exit_scores": by_exit,
         "mean_exit_score": statistics.mean(by_exit),
-        "steps": len(logs["steps.csv"]),
-        "conflict_share": statistics.mean(conflicts) if conflicts else None,
-        "kept": statistics.mean(kept) if kept else None,
+        "steps": len(steps),
+        "conflict_share": in_conflict(steps).mean() if has_gate else None,
+        "kept": statistics.mean(steps.kept.tolist()) if has_gate else None,
         "examples": examples,
         "majority_score": glue.majority_score(dev[f"{split}.labels"], metric),
     }
+
+
+def in_conflict(steps):
+    """A bool for each row of steps.csv, where a gate looked: is the angle over 90 degrees?
+
+    A gradient that is not finite has no angle, and counts as a conflict.
+    """
+    return ~(steps.angle <= 90)
 
 
 def write_submission(model, task, tokens, tokenizer, device, folder):
@@ -352,27 +354,18 @@ def write_submission(model, task, tokens, tokenizer, device, folder):
 
 
 def show_finished(planned):
-    """Print where the runs of one method are and what they scored; of several seeds mean and sd."""
-    scores = []
+    """Print where the runs of one method are and what they scored."""
     for _, folder, state in planned:
         result = read_json(folder / "result.json")
-        scores.append(result["score"])
-        when = "finished before" if state == "finished" else f"{result['seconds']:.0f} s of training"
-        processes.say(f"{folder}: {result['metric']} {scores[-1]:.2f} (majority class "
+        when = f"{result['seconds']:.0f} s of training"
+        if state == "finished":
+            when = "finished before"
+        processes.say(f"{folder}: {result['metric']} {result['score']:.2f} (majority class "
                       f"{result['majority_score']:.2f}), {when}")
-    if len(scores) > 1:
-        mean = statistics.mean(scores)
-        sd = statistics.stdev(scores)
-        processes.say(f"{result['metric']} {mean:.2f}, sd {sd:.2f} ({len(scores)} seeds)")
 
 
 def show_next(folders):
     """Print what to type now."""
     names = [shlex.quote(str(folder)) for folder in folders]
-    lines = {
-        f"python -m tools.report {' '.join(names)}": "scores, speed-ups, angles",
-        f"python -m tools.predict {names[-1]} -": "classify the sentences you type",
-    }
-    processes.say("next:")
-    for command, meaning in lines.items():
-        processes.say(f"  {command}   # {meaning}")
+    processes.say(f"next: python -m tools.report {' '.join(names)}   # scores, speed-ups, angles")
+    processes.say(f"      python -m tools.predict {names[-1]} -   # classify what you type")

@@ -7,7 +7,6 @@
 Speed-up is counted, layers / mean exit layer; `clock` measures it.
 """
 
-import operator
 import statistics
 import time
 
@@ -48,7 +47,7 @@ def make_rule(rule, threshold=None, patience=None):
     if is_share and not 0 <= threshold <= 1:
         raise InputError(f"the threshold of rule {rule} must be from 0 to 1, not {threshold}")
     if "patience" in given:
-        given["patience"] = operator.index(patience)  # numpy's integers are integers, too
+        given["patience"] = int(patience)  # torch takes no integers of numpy
         if patience < 1:
             raise InputError(f"the patience of rule {rule} must be 1 or more, not {patience}")
     return lambda logits: getattr(exits, rule)(logits, *given.values())
@@ -63,20 +62,18 @@ def choose(run, rule, threshold=None, patience=None):
     if threshold is None and patience is None:
         row = at_speedup(trade_off_of(run), rule, 2)
         if row is None:
-            raise InputError(f"{run.folder}: {rule} never reaches 2x; give --threshold or "
-                             "--patience, or choose another --rule")
+            raise InputError(f"{run.folder}: {rule} never reaches 2x; choose another --rule "
+                             "(tools.predict takes a --threshold or --patience, too)")
         setting = {name: None if pandas.isna(row[name]) else row[name] for name in setting}
     make_rule(**setting)
     return setting
 
 
 def setting_text(setting):
-    """'threshold 0.3125, patience 2', of a setting or of a row of the trade-off."""
-    words = []
-    if pandas.notna(setting["threshold"]):
-        words.append(f"threshold {setting['threshold']:.4g}")
-    if pandas.notna(setting["patience"]):
-        words.append(f"patience {setting['patience']}")
+    """'rule pcee, threshold 0.3125, patience 2'"""
+    words = [f"rule {setting['rule']}"]
+    for name in EXIT_RULES[setting["rule"]]:
+        words.append(f"{name} {setting[name]:.4g}")
     return ", ".join(words)
 
 
@@ -92,8 +89,6 @@ def trade_off(logits, labels, layers, metric):
         mean_exit_layer             over the R samples
         speedup                     layers[-1] / mean_exit_layer
         score                       of the answers given at those exits, in points
-        pareto                      1 where no other setting of the rule is better in score or
-                                    speed-up and no worse in the other, else 0
     """
     depth = torch.tensor(layers)  # (M,)
     predictions = logits.argmax(dim=-1)  # (M, R)
@@ -110,11 +105,7 @@ def trade_off(logits, labels, layers, metric):
             "mean_exit_layer": mean_exit_layer,
             "score": glue.METRICS[metric](answers, labels),
         })
-    table = pandas.DataFrame(rows).astype({"threshold": "float64", "patience": "Int64"})
-    table["pareto"] = 0
-    for _, some in table.groupby("rule"):
-        table.loc[some.index, "pareto"] = on_front(some).astype(int)
-    return table
+    return pandas.DataFrame(rows).astype({"threshold": "float64", "patience": "Int64"})
 
 
 def trade_off_of(run):
@@ -140,15 +131,14 @@ def settings_to_try(logits):
     widest = (early.amax() - early.amin()).item()
     steps = (torch.linspace(0, 1, 41) ** 2 * widest).tolist()
 
+    # More patience than this lets nobody leave before the last exit.
     settings = []
     for rule, names in EXIT_RULES.items():
         patiences = [None]
-        if names == ("patience",):
-            patiences = range(1, max(2, M - 1))
-        elif "patience" in names:
-            patiences = range(2, M)
+        if "patience" in names:
+            patiences = range(2, M) if "threshold" in names else range(1, max(2, M - 1))
+        of_rule = thresholds.get(rule, steps) if "threshold" in names else [None]
         for patience in patiences:
-            of_rule = thresholds.get(rule, steps) if "threshold" in names else [None]
             settings += [(rule, threshold, patience) for threshold in of_rule]
     return settings
 
@@ -158,16 +148,6 @@ def quantiles(values):
     grid = torch.linspace(0, 1, 41, dtype=torch.float64)
     found = values.double().flatten().quantile(grid).clamp(0, 1)
     return sorted(set(found.tolist()))
-
-
-def on_front(rows):
-    """Whether each of one rule's settings is beaten by no other: (n,) bool."""
-    score = rows.score.to_numpy()
-    speed = rows.speedup.to_numpy()
-    # [i, j]: is setting i no worse than j in both, and better in one?
-    no_worse = (score[:, None] >= score) & (speed[:, None] >= speed)
-    better = (score[:, None] > score) | (speed[:, None] > speed)
-    return ~(no_worse & better).any(axis=0)
 
 
 def at_speedup(rows, rule, speed):
