@@ -132,6 +132,11 @@ def test_methods_side_by_side(runs, capsys):
     assert "#" in printed(capsys, *runs.values(), "--all")  # each run's histogram
 
 
+def test_a_folder_of_runs_stands_for_all_of_them(whole_runs, capsys):
+    together = printed(capsys, whole_runs["first"].parent)
+    assert together == printed(capsys, *sorted(set(whole_runs["first"].parent.iterdir())))
+
+
 def test_settings_by_hand():
     """The seed, the machine and the place of the data make no setting; None is not there."""
     configs = pandas.DataFrame([

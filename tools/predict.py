@@ -103,8 +103,11 @@ def answer(args):
         answer_lines(load(args.run), rule)
     else:
         path = Path(args.file)
+        output = Path(args.output or path.with_name(f"{path.stem}_predictions.tsv"))
+        if output.exists():
+            raise InputError(f"{output} exists; remove it or choose another --output")
         texts = read_texts(path, finished.config)  # before the model's long wait
-        answer_file(load(args.run), texts, rule, path.with_name(f"{path.stem}_predictions.tsv"))
+        answer_file(load(args.run), texts, rule, output)
 
 
 def rule_of(args, finished):
@@ -174,6 +177,7 @@ def parse_args(argv):
     add("--rule", choices=tradeoff.EXIT_RULES, help="who leaves when (nobody leaves early)")
     add("--threshold", type=float, help="of the rule (the setting next above 2x on dev)")
     add("--patience", type=int, help="of the rule, 1 or more exits")
+    add("--output", metavar="FILE", help="a .csv, or a .tsv (FILE_predictions.tsv)")
     return p.parse_args(argv)
 
 

@@ -20,7 +20,7 @@ import exits
 import glue
 from tools import machine, models, tradeoff
 from tools.errors import InputError, Parser, one_line_errors
-from tools.run import in_conflict, read_run, whole
+from tools.run import in_conflict, read_run, run_folders, whole
 from tools.tradeoff import EXIT_RULES, SPEEDS, at_speedup, make_rule
 
 # The papers' order; a method of your own comes after them.
@@ -44,7 +44,7 @@ At 2x samples leave so early that half the layers are run; --clock measures the 
 def report(args):
     """Print the tables of all runs, then write the files that were asked for."""
     runs = []
-    for folder in args.runs:
+    for folder in run_folders(args.runs):
         try:
             runs.append(read_run(folder))
         except InputError as error:
@@ -292,7 +292,7 @@ def write_table(table, path):
 def parse_args(argv):
     p = Parser("tools.report", description=__doc__)
     add = p.add_argument
-    add("runs", nargs="+", metavar="RUN", help="folder of a finished run")
+    add("runs", nargs="+", metavar="RUN", help="folder of a finished run, or one that holds several")
     add("--all", action="store_true", help="every rule (of two classes confidence leaves where "
         "entropy does), every run's histogram")
     add("--rule", choices=EXIT_RULES, default="entropy", help="who leaves when (%(default)s)")

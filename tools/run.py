@@ -171,6 +171,15 @@ class FinishedRun(NamedTuple):
     labels: torch.Tensor  # (R,) int64
 
 
+def run_folders(paths):
+    """The folders of runs; a folder that holds finished runs stands for all of them."""
+    folders = []
+    for path in map(Path, paths):
+        inside = sorted(file.parent for file in path.glob("*/result.json"))
+        folders += inside or [path]
+    return folders
+
+
 def read_run(folder):
     """A finished run's folder -> FinishedRun.  Raises InputError."""
     folder = Path(folder)
