@@ -277,8 +277,7 @@ def read_json(path):
     """
     text = read_text(path)
     if not text.lstrip().startswith("["):
-        lines = [line for line in text.split("\n") if line.strip()]
-        text = "[" + ",\n".join(lines) + "]"
+        text = "[" + text.replace("\n", ",\n") + "]"
     return pandas.DataFrame(json.loads(text))
 
 
