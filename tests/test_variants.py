@@ -139,6 +139,15 @@ def test_label_embedding_anchors(students_embed):
 # ----------------------------------------------------------------------------- the training
 
 
+def test_random_batches():
+    """Every sample once, in an order of the generator's own; only the last batch is smaller."""
+    lengths = torch.arange(10)
+    batches = variants.random_batches(lengths, 4, torch.Generator().manual_seed(1))
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+    want = torch.randperm(10, generator=torch.Generator().manual_seed(1))
+    assert torch.cat(batches).equal(want)
+
+
 def test_warm_up(monkeypatch):
     """lambda at the first step, the 50th, the 100th and later; the options stay as they are."""
     monkeypatch.setattr(variants, "TRAINING_STEP", lambda args, *_: args.weight)
@@ -202,13 +211,15 @@ def test_rules_by_hand(change, g_ce, g_acl, want, kept):
     assert train.telemetry([found], drop=True)["kept"] == pytest.approx(kept)
 
 
-def test_conflict_groups_equal_flat_gradients():
+def test_conflict_groups_equal_flat_gradients(monkeypatch):
     """A group's cosine is that of both gradients over its parameters, laid side by side."""
     model = small_model(dropout=0.0)
     args = SimpleNamespace(method="acl-embed", temperature=0.5, exit_weights="depth")
     h, logits = model(small_batch(4, 8))
+    logs = {"steps.csv": [{}, {}]}
+    monkeypatch.setattr(variants, "RUN", SimpleNamespace(logs=logs))
     ce_loss, acl_losses = variants.losses_and_groups(args, model, h, logits, LABELS)
-    found = dict(variants.PENDING)
+    found = {row["group"]: row["cosine"] for row in logs["groups.csv"] if row["step"] == 3}
     assert list(found) == ["embeddings", "layer 1", "layer 2", "layer 3", "pooler",
                            "label embeddings"]
     some = list(model.encoder.encoder.layer[1].parameters())
@@ -242,7 +253,7 @@ def plain(tmp_path_factory):
 
 @pytest.mark.parametrize("change", ["center", "nt-xent", "own-teacher", "label-embedding-keys",
                                     "label-embedding-anchors", "detached", "warm-up",
-                                    "layer-wise", "weigh"])
+                                    "layer-wise", "weigh", "random-batches"])
 def test_a_change_trains(change, plain):
     """It reaches the training, and its name stands in config.json."""
     folder = plain.parent / change
