@@ -120,29 +120,28 @@ def test_cells_of_other_kinds():
     runs = of("multi/mrpc_acl-cl")
     at = [at_speedup(ROWS["tradeoff"][run["run"]], "patience", 1.5) for run in runs]
     own = statistics.mean(row.speedup for row in at)  # over 5 % more than 1.5
-    speeds = ("Early exit, every rule", "**mrpc**, 5 seeds")
-    want = f"{mean_sd([row.score for row in at])} ({own:.2f}x)"
-    assert CELLS[speeds + ("patience, acl-cl", "1.5x")] == want
     twice = [100 * measure(run, "Score at twice") / run["score"] for run in runs]
-    assert CELLS[speeds + ("entropy, acl-cl", "% of full, 2x")] == mean_sd(twice)
     clock = DATA.clock.set_index(["run", "batch_size"]).clocked
-    want = f"{clock['multi/mrpc_acl-cl_3', 32]:.2f}x"
-    assert CELLS[speeds + ("entropy, acl-cl", "clocked")] == want
-    assert CELLS[speeds + ("patience, acl-cl", "3x")] == "-"
-
     last = [ROWS["exits"][run["run"]].iloc[-1].label_cosine for run in runs]
-    cell = CELLS["Did it align?", "Mean over seeds:", "mrpc, acl-cl", "label cosine, deepest"]
-    assert cell == f"{statistics.mean(last):.2f}"
-
-    gate = of("gate/weigh/rte_scl")
-    shares = [statistics.mean(run[name] for run in gate) for name in ("conflict_share", "kept")]
-    cell = CELLS[tables.BLOCKS["gate"][0], "**rte**", "scl, weigh", "conflicts (kept)"]
-    assert cell == "{:.0f} % ({:.0f} %)".format(*(100 * share for share in shares))
-
+    shares = [run["conflict_share"] for run in of("gate/weigh/rte_scl")]
+    kept = [run["kept"] for run in of("gate/weigh/rte_scl")]
     tuned = [run["mean_exit_score"] for run in of("tune/lr2e-4/") if run["method"] == "kd"]
-    row = ("Tuning", "Mean over exits:", "kd, lr2e-4")
-    assert len(tuned) == 3 and CELLS[row + ("all",)] == f"{statistics.mean(tuned):.2f}"
-    assert CELLS["Tuning", "Mean over exits:", "ce, lr5e-5", "all"] == "58.38"  # without rte
+    speeds = ("Early exit, every rule", "**mrpc**, 5 seeds")
+    gate = (tables.BLOCKS["gate"][0], "**rte**")
+    tuning = ("Tuning", "Mean over exits:")
+    for key, want in {
+        (*speeds, "patience, acl-cl", "1.5x"): f"{mean_sd([r.score for r in at])} ({own:.2f}x)",
+        (*speeds, "patience, acl-cl", "3x"): "-",
+        (*speeds, "entropy, acl-cl", "% of full, 2x"): mean_sd(twice),
+        (*speeds, "entropy, acl-cl", "clocked"): f"{clock['multi/mrpc_acl-cl_3', 32]:.2f}x",
+        ("Did it align?", "Mean over seeds:", "mrpc, acl-cl", "label cosine, deepest"):
+            f"{statistics.mean(last):.2f}",
+        (*gate, "scl, weigh", "conflicts (kept)"):
+            f"{100 * statistics.mean(shares):.0f} % ({100 * statistics.mean(kept):.0f} %)",
+        (*tuning, "kd, lr2e-4", "all"): f"{statistics.mean(tuned):.2f}",
+        (*tuning, "ce, lr5e-5", "all"): "58.38",  # without rte
+    }.items():
+        assert CELLS[key] == want
 
 
 def test_the_committed_tables_are_what_the_script_makes(tmp_path, monkeypatch, capsys):
