@@ -99,13 +99,14 @@ SETTINGS = {
 }
 
 # A row a setting: folder (the block, or block/setting), methods, tasks, options for train.py.
-# "--change X" comes first and means results/variants.py X.
+# --change X comes first and starts results/variants.py X instead.
 ROWS = [
     # Tuning: one budget, four runs a method and task, ce's all for the learning rate.
     ("tune/lr4e-4", "ce", OTHERS, "--exits all {slice} --lr 4e-4"),
     ("tune/lr5e-5", "ce", TASKS, "--exits all {slice} --lr 5e-5"),
     ("tune/lr1e-4", "ce", TASKS, "--exits all {slice} --lr 1e-4"),
     ("tune/lr2e-4", "ce", TASKS, "--exits all {slice} --lr 2e-4"),
+
     # Weight and temperature at one rate, then what was best at the other.
     ("tune/weight0.1_temperature0.5", "scl acl-cl acl-grad", OTHERS,
      "--exits all {slice} --lr 1e-4 --weight 0.1 --temperature 0.5"),
@@ -121,11 +122,13 @@ ROWS = [
      "--exits all {slice} --lr 1e-4 --weight 1 --temperature 2"),
     ("tune/lr2e-4", "scl acl-cl acl-grad kd", OTHERS,
      "--exits all {slice} --lr 2e-4 {setting}"),
+
     # One exit: each method's chosen setting at two rates; acl-embed takes acl-grad's.
     ("tune_vanilla/lr1e-4", "ce scl acl-grad", OTHERS,
      "--exits last {slice} --lr 1e-4 {setting}"),
     ("tune_vanilla/lr2e-4", "ce scl acl-grad", OTHERS,
      "--exits last {slice} --lr 2e-4 {setting}"),
+
     # The main tables, and the pilot.
     ("multi", METHODS, TASKS, "--exits all {epochs} {lr} {sample} {setting}"),
     ("vanilla", "ce", TASKS, "--exits last {epochs} {lr_ce_scl} {sample} {setting}"),
@@ -141,6 +144,7 @@ ROWS = [
      "--temperature 0.1"),
     ("multi_random-batches", "ce scl acl-grad acl-cl", "rte mrpc",
      "--change random-batches --exits all {epochs} {lr} {sample} {setting}"),
+
     # Changes on slices of train.  Without the gate, which would drop 2 % there.
     ("tries/depth", "ce acl-cl kd acl-grad", OTHERS,
      "--exits all --lr 1e-4 {slice} {tried}"),
@@ -166,12 +170,14 @@ ROWS = [
      "--change center --exits all --lr 1e-4 {slice} {tried} --no-students-embed"),
     ("tries/depth_center_weight2", "acl-cl", OTHERS,
      "--change center --exits all --lr 1e-4 {slice} {tried} --weight 2"),
+
     # 1,000 samples of SST-2's train split, scored on the 2,000 after them.
     ("few", "ce kd acl-cl", "sst2",
      "--exits all --epochs 6 --lr 1e-4 --limit-train 3000 --holdout 2000 {setting}"),
     ("few", "acl-grad", "sst2",
      "--exits all --epochs 6 --lr 1e-4 --limit-train 3000 --holdout 2000 --weight 0.1 "
      "--temperature 0.5"),
+
     # NT-Xent, the form of one of the authors' logged runs; the teacher chosen CsdBERT's way.
     ("tune_nt-xent/weight0.1", "acl-cl", "cola mrpc",
      "--change nt-xent --exits all {slice} {lr} --weight 0.1 --temperature 0.5"),
@@ -184,6 +190,7 @@ ROWS = [
      "--temperature 0.5"),
     ("multi_best-teacher", "acl-cl", TASKS,
      "--change best-teacher --exits all {epochs} {lr} {sample} {setting}"),
+
     # MPNet: 12 layers, an exit at each.  5e-5 is the rate of the author's own runs.  scl, which
     # prefers it by 0.2, has 1e-4, too.
     ("mpnet_head_lr/heads20", "ce", "mrpc",
@@ -203,6 +210,7 @@ ROWS = [
      "--head-lr 0.002 {setting}"),
     ("mpnet", METHODS, "rte mrpc",
      "--exits all --model mpnet {epochs} --lr 1e-4 --head-lr 0.002 {setting}"),
+
     # Ablations: one change at a time at 1e-4; where the gate is not the change it stands open.
     ("multi_lr1e-4", METHODS, TASKS, "--exits all {epochs} --lr 1e-4 {sample} {earlier}"),
     ("ablate/project", "acl-grad", "sst2",
@@ -233,9 +241,11 @@ ROWS = [
     ("ablate/none_uniform", "acl-cl", "sst2",
      "--exits all {epochs} --lr 1e-4 {sample} --conflict none --exit-weights uniform "
      "{earlier}"),
+
     # On CoLA as well, where the weight 0.5 costs most.
     ("ablate/none_weight0.1_temperature0.5", "acl-grad scl", "sst2 cola",
      "--exits all {epochs} --lr 1e-4 {sample} --conflict none --weight 0.1 --temperature 0.5"),
+
     # The demo with more of the contrastive loss than by default; one epoch of SCL on RTE.
     ("gate/ce", "ce", "demo", "--epochs 8 --batch-size 32"),
     ("gate/all-exits", "ce", "demo", "--epochs 8 --batch-size 32 --exits all"),
@@ -280,7 +290,9 @@ ROWS = [
 
 
 class Run(NamedTuple):
-    folder: str
+    """What the list shows of a run, a line each."""
+
+    folder: str  # the block, or block/setting
     task: str
     method: str
     seed: int
@@ -288,7 +300,7 @@ class Run(NamedTuple):
 
 
 def all_runs(seeds=None):
-    """Every Run of the rows above, seed by seed; with other seeds, if there are any."""
+    """Every Run of the rows above, seed by seed; with these seeds, if any are given."""
     for seed in seeds or range(1, 6):
         for folder, methods, tasks, options in ROWS:
             if seeds or seed <= SEEDS[block_of(folder)]:

@@ -9,7 +9,6 @@ epoch's, in points.  For runs of your own there is `python -m tools.report RUN .
 """
 
 import math
-import statistics
 import sys
 from pathlib import Path
 from statistics import mean
@@ -21,15 +20,14 @@ sys.path.insert(0, str(ROOT))
 
 from results import packed
 from tools.errors import Parser, one_line_errors
-from tools.report import mean_sd
+from tools.report import METHODS, mean_sd
+from tools.tradeoff import SPEEDS
 
 BEGIN, END = "<!-- results -->\n", "<!-- /results -->\n"
 
-# The order of rows and columns.
+# The order of rows and columns; that of METHODS is the report's.
 TASKS = ("all", "cola", "sst2", "mrpc", "rte", "demo")
-METHODS = ("ce", "scl", "acl-embed", "acl-grad", "acl-cl", "kd")
 RULES = ("entropy", "patience", "pcee")  # with two classes confidence leaves where entropy does
-SPEEDS = (1.5, 2, 3)
 
 WIDEST = 7  # columns of a table beside its first one
 
@@ -140,18 +138,19 @@ def exits_of(runs):
 
 
 def interval(differences):
-    """Mean of differences that are paired by seed, and half of their 95 % t-interval (or NaN)."""
+    """Mean of differences that are paired by seed, and half of their 95 % t-interval.
+
+    The half is NaN where there is a single one, which has no sd.
+    """
     n = len(differences)
-    half = T[n - 2] * differences.std() / math.sqrt(n) if n > 1 else math.nan
-    return mean(differences), half
+    return mean(differences), T[n - 2] * differences.std() / math.sqrt(n)
 
 
 def interval_cell(differences):
     """'+0.42 [-0.10, 0.94]'"""
     middle, half = interval(differences)
-    if math.isnan(half):
-        return f"{middle:+.2f}"
-    return f"{middle:+.2f} [{middle - half:.2f}, {middle + half:.2f}]"
+    cell = f"{middle:+.2f}"
+    return cell if math.isnan(half) else f"{cell} [{middle - half:.2f}, {middle + half:.2f}]"
 
 
 def paired(runs, baseline, measure, keys):
