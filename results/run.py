@@ -313,6 +313,10 @@ def block_of(folder):
     return folder.split("/")[0]
 
 
+def line_of(run):
+    return " ".join(map(str, run))
+
+
 def fill(options, *of_run):
     """The options with what {lr} and the like stand for, where the run has such a thing."""
     values = {}
@@ -329,7 +333,7 @@ def train(run, args):
     name = f"{run.folder}/{run.task}_{run.method}_{run.seed}"
     if name in packed.names(args.packed):
         return True
-    print(time.strftime("%T"), *run, flush=True)
+    print(f"{time.strftime('%T')} {line_of(run)}", flush=True)
 
     # The change, if any, is the first argument of another program.
     options = run.options.split()
@@ -367,11 +371,10 @@ def train_all(args):
     chosen = []
     for run in all_runs(args.seeds):
         is_named = not args.blocks or block_of(run.folder) in args.blocks
-        line = " ".join(map(str, run))
-        if is_named and re.search(args.only, line):
+        if is_named and re.search(args.only, line_of(run)):
             chosen.append(run)
             if args.list:
-                print(line)
+                print(line_of(run))
     if args.list:
         return
     with ThreadPool(args.jobs) as pool:  # after Ctrl-C no other run starts
