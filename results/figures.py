@@ -10,16 +10,15 @@
     python results/figures.py space RUN .. --exit 6  # representations and label embeddings
 
 RUN is the folder of a run of your own, or the name of packed runs, in which * stands for anything:
-"multi/mrpc_*".  A picture goes into the working folder, angles_rte.png say, or where --output
-says.  Runs that differ in their seed alone share a label: their steps are pooled, their scores
-averaged.  space runs the model, so it needs a folder that still has it.
+"multi/mrpc_*".  A picture goes into the working folder, angles.png say, or where --output says.
+Runs that differ in their seed alone share a label: their steps are pooled, their scores averaged.
+space runs the model, so it needs a folder that still has it.
 """
 
 import argparse
 import fnmatch
 import math
 import sys
-import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -50,8 +49,7 @@ COLOURS = {
     "acl-cl": "#D55E00",
     "kd": "#009E73",
 }
-CLASS_COLOURS = ("#0072B2", "#D55E00", "#009E73")
-DRAWN_TASKS = ["all", "cola", "sst2", "mrpc", "rte"]
+CLASS_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#000000")
 
 # The pictures of both READMEs that need no model.
 COMMITTED = (
@@ -83,19 +81,19 @@ def read_runs(words):
 
     Raises InputError.
     """
-    committed = packed.read()._asdict()
-    parts = []
+    frames = packed.read()._asdict()
+    names = []
     for word in words:
         if Path(word).is_dir():
-            parts.append(packed.frames_of(Path(word), word))
-            continue
-        names = fnmatch.filter(committed["runs"].run, word)
-        if not names:
+            found = [word]
+            for kind, rows in packed.frames_of(Path(word), word).items():
+                frames[kind] = pandas.concat([frames[kind], rows])
+        else:
+            found = fnmatch.filter(frames["runs"].run, word)
+        if not found:
             raise InputError(f"{word} is neither a folder nor the name of packed runs")
-        parts.append({kind: rows[rows.run.isin(names)] for kind, rows in committed.items()})
-    frames = {}
-    for kind, rows in committed.items():
-        frames[kind] = pandas.concat([rows[:0], *(part[kind] for part in parts if kind in part)])
+        names += found
+    frames = {kind: rows[rows.run.isin(names)] for kind, rows in frames.items()}
     if frames["runs"].task.nunique() > 1:
         raise InputError("these runs are of several tasks: draw one at a time")
     return frames
@@ -105,33 +103,18 @@ def by_label(runs):
     """[(label, colour, names of runs)]; a method that has several labels takes other colours."""
     columns = ["task", "method", "exit_layers", *packed.SETTINGS]
     labels = settings(runs.reset_index(drop=True)[columns]).to_numpy()
-    order = list(dict.fromkeys(labels))
+    groups = runs.groupby(labels, sort=False).run
     kinds = []
-    for number, label in enumerate(order):
-        colour = COLOURS.get(label, plt.cm.turbo(number / len(order)))
-        kinds.append((label, colour, runs.run[labels == label]))
+    for number, (label, names) in enumerate(groups):
+        colour = COLOURS.get(label, plt.cm.turbo(number / len(groups)))
+        kinds.append((label, colour, names))
     return kinds
-
-
-def legend(figure, panels, place):
-    """Above or below all panels, in as many columns as fit (16 letters an inch)."""
-    entries = {}
-    for axes in panels:
-        handles, labels = axes.get_legend_handles_labels()
-        entries |= dict(zip(labels, handles))
-    labels, handles = list(entries), list(entries.values())
-    letters = 16 * figure.get_figwidth()
-    columns = int(letters / (max(map(len, labels)) + 7)) or 1
-    labels = [textwrap.fill(label, int(letters) - 20) for label in labels]
-    lines = sum(label.count("\n") + 1 for label in labels)
-    figure.set_figheight(figure.get_figheight() + 0.18 * ((lines - 1) // columns))
-    figure.legend(handles, labels, loc=f"outside {place} center", ncols=columns)
 
 
 # ------------------------------------------------------------------------------ the idea
 
 
-def idea():
+def idea(args):
     """Four panels: a random start, and where 150 steps of gradient descent on each loss lead."""
     torch.manual_seed(1)
     labels = torch.arange(45) % 3
@@ -150,7 +133,7 @@ def idea():
         axes.set(title=name, xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), aspect="equal")
         axes.axis("off")
         axes.add_patch(plt.Circle((0, 0), 1, fill=False, color="lightgrey"))
-        for k, colour in enumerate(CLASS_COLOURS):
+        for k, colour in enumerate(CLASS_COLOURS[:3]):
             x, y = acl.unit(h)[labels == k].T
             axes.plot(x, y, "o^s"[k], color=colour, markersize=6, alpha=0.5, markeredgewidth=0)
             end = 1.3 * acl.unit(label_embeddings)[k]
@@ -175,7 +158,7 @@ def descend(loss, h, label_embeddings, steps=150, lr=10.0):
 # ----------------------------------------------------------------------------- the differences
 
 
-def differences():
+def differences(args):
     """Each method minus cross-entropy, by task: mean over seeds and 95 % interval, paired by seed.
 
     A panel for each block of the summary table; scores are means over the exits.
@@ -185,6 +168,8 @@ def differences():
         1, len(tables.SUMMARY), figsize=(9, 4.2), sharex=True, sharey=True
     )
     methods = list(COLOURS)[1:]
+    tasks = tables.TASKS[:5]  # without the demo
+    bars = {}
     for axes, (block, title) in zip(all_axes, tables.SUMMARY.items()):
         means = tables.with_means(runs[runs.block == block])
         ce = means[means.method == "ce"]
@@ -192,27 +177,27 @@ def differences():
         for (method, task), values in groups:
             middle, half = tables.interval(values)
             place = methods.index(method)
-            y = DRAWN_TASKS.index(task) + (place - 2) * 0.15
-            axes.errorbar(middle, y, xerr=half, color=COLOURS[method], fmt="osD^v"[place],
-                          markersize=4, label=method)
+            y = tasks.index(task) + (place - 2) * 0.15
+            look = {"fmt": "osD^v"[place], "color": COLOURS[method], "markersize": 4}
+            bars[method] = axes.errorbar(middle, y, xerr=half, **look)
         axes.axvline(0, color="grey", linewidth=1)
         axes.set(title=title, xlabel="points above cross-entropy")
-        for edge in range(1, len(DRAWN_TASKS)):
+        for edge in range(1, len(tasks)):
             axes.axhline(edge - 0.5, color="lightgrey", linewidth=0.5)
-    axes.set_ylim(len(DRAWN_TASKS) - 0.5, -0.5)
-    axes.set_yticks(range(len(DRAWN_TASKS)), ["all tasks", *DRAWN_TASKS[1:]])
-    legend(figure, all_axes, "upper")
+    axes.set_ylim(len(tasks) - 0.5, -0.5)
+    axes.set_yticks(range(len(tasks)), ["all tasks", *tasks[1:]])
+    figure.legend(bars.values(), bars, loc="outside upper center", ncols=len(bars))
     return figure
 
 
 # ---------------------------------------------------------------------------- the angles
 
 
-def angles(frames, args):
+def angles(args):
     """Left the angles of all steps; right the share of conflicts along training, in 15 bins."""
+    frames = read_runs(args.runs)
     kinds = by_label(frames["runs"])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
-    limits = [75, 105]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4 + 0.2 * len(kinds)))
     for label, colour, names in kinds:
         steps = frames["steps"]
         steps = steps[steps.run.isin(names) & steps.kept.notna()]  # those that measured it
@@ -221,57 +206,40 @@ def angles(frames, args):
 
         # A gradient that is not finite has no angle (NaN) and is a conflict.
         found = steps.angle.dropna()
-        limits += [found.min(), found.max()]
         share_of_each = [100 / len(steps)] * len(found)
-        for look in ({"histtype": "stepfilled", "alpha": 0.2}, {"histtype": "step"}):
-            left.hist(found, range(0, 182, 2), weights=share_of_each, color=colour, **look)
+        left.hist(found, range(0, 182, 2), weights=share_of_each, histtype="stepfilled",
+                  facecolor=(colour, 0.2), edgecolor=colour)
 
         # The share of conflicts in each bin of steps.
         is_conflict = ~(steps.angle <= 90)
         width = math.ceil(steps.step.max() / 15)
         shares = 100 * is_conflict.groupby((steps.step - 1) // width).mean()
-        share = 100 * is_conflict.mean()
-        label += f": {share:.0f} % of {len(steps)} steps over 90°"
+        label += f": {100 * is_conflict.mean():.0f} % of {len(steps)} steps over 90°"
         right.plot((shares.index + 0.5) * width, shares, ".-", color=colour, label=label)
     left.axvline(90, color="grey", linestyle="--", linewidth=1)
     left.set(xlabel="angle between both gradients, degrees", ylabel="% of steps")
-    left.set_xlim(min(limits) - 3, max(limits) + 3)
+    left.set_xlim(0, max(105, frames["steps"].angle.max() + 3))
     right.set(xlabel="step", ylabel="% of steps over 90°", xlim=(0, None), ylim=(0, None))
-    legend(figure, [right], "upper")
+    figure.legend(loc="outside upper center")
     return figure
 
 
-def groups(frames, args):
+def groups(args):
     """Heat map of the cosine per group and step, and each group's share of steps in conflict."""
-    rows = frames["groups"]
+    rows = read_runs(args.runs)["groups"]
     if rows.run.nunique() != 1:
         raise InputError("name one run that was trained with results/variants.py conflict-groups")
-    cosines = rows.pivot(index="group", columns="step", values="cosine")
-    cosines = cosines.loc[rows.group.unique()]  # (groups, steps)
 
     # A column is the mean of so many steps; a few outliers must not pale the rest.
-    width = math.ceil(cosines.shape[1] / 150)
-    columns = cosines.T.groupby((cosines.columns - 1) // width).mean().T
-    limit = columns.stack().abs().quantile(0.98)
+    width = math.ceil(rows.step.max() / 150)
+    rows = rows.assign(column=(rows.step - 1) // width * width + (width + 1) / 2)
+    cosines = rows.pivot_table("cosine", "group", "column", sort=False)
+    limit = cosines.stack().abs().quantile(0.98)
 
-    figure, axes = plt.subplots(figsize=(9, 0.9 + 0.3 * len(cosines)))
-    right_end = 0.5 + width * columns.shape[1]
-    image = axes.imshow(
-        columns,
-        cmap="RdBu",
-        vmin=-limit,
-        vmax=limit,
-        origin="lower",
-        aspect="auto",
-        interpolation="none",
-        extent=(0.5, right_end, -0.5, len(cosines) - 0.5),
-    )
-    axes.set_facecolor("lightgrey")
-    beside = []
-    for name, row in cosines.iterrows():
-        share = f"{100 * (row.dropna() < 0).mean():.0f} %" if row.notna().any() else "not shared"
-        beside.append(f"{name}  {share}")
-    axes.set_yticks(range(len(beside)), beside)
+    shares = 100 * (rows.cosine < 0).groupby(rows.group).mean()
+    names = [f"{group}  {shares[group]:.0f} %" for group in cosines.index]
+    figure, axes = plt.subplots(figsize=(9, 0.9 + 0.3 * len(names)))
+    image = axes.pcolormesh(cosines.columns, names, cosines, cmap="RdBu", vmin=-limit, vmax=limit)
     axes.set_title(
         "cosine between both gradients; beside each group its share of steps below 0", loc="left"
     )
@@ -283,21 +251,21 @@ def groups(frames, args):
 # -------------------------------------------------------------------------- the trade-off
 
 
-def tradeoff(frames, args):
+def tradeoff(args):
     """Mean and ±1 sd over seeds of the score at counted speed-ups.
 
     At each speed-up a run enters with its slowest setting at least that fast, chosen by speed
     alone: a Pareto front would be picked on dev.  A line ends where some run has no setting that
     fast.
     """
-    rows = frames["tradeoff"]
-    runs = frames["runs"]
+    frames = read_runs(args.runs)
+    runs, rows = frames["runs"], frames["tradeoff"]
     runs = runs[runs.run.isin(rows.run)]
     if runs.empty:
         raise InputError("none of these runs has several exits; train one with --exits all")
     kinds = by_label(runs)
     speeds = [1 + i / 20 for i in range(61)]
-    figure, axes = plt.subplots(figsize=(6, 3.5))
+    figure, axes = plt.subplots(figsize=(6, 3.1 + 0.2 * len(kinds)))
     for label, colour, names in kinds:
         scores = pandas.DataFrame(index=speeds)  # a column a run
         for name in names:
@@ -308,11 +276,10 @@ def tradeoff(frames, args):
         sd = scores.std(axis=1, skipna=False, ddof=min(1, len(names) - 1))
         axes.plot(speeds, mean, color=colour, label=f"{label} ({len(names)})")
         axes.fill_between(speeds, mean - sd, mean + sd, color=colour, alpha=0.12, linewidth=0)
-    axes.set_title(args.rule)
-    figure.supxlabel("counted speed-up", fontsize=9)
     one = runs.iloc[0]
-    figure.supylabel(f"{one.task}, dev {one.metric}, mean ± sd (seeds)", fontsize=9)
-    legend(figure, [axes], "upper")
+    axes.set(title=args.rule, xlabel="counted speed-up")
+    axes.set_ylabel(f"{one.task}, dev {one.metric}, mean ± sd (seeds)")
+    figure.legend(loc="outside upper center", fontsize="small")
     return figure
 
 
@@ -336,35 +303,33 @@ def space(args):
         trained = models.load_model(run.folder, run.config)
         panels.append((f"{run.config['method']}, seed {run.config['seed']}", run, *trained))
 
-    width = max(2.7 * len(panels), 4)
-    figure, all_axes = plt.subplots(1, len(panels), figsize=(width, 3.4))
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(2.7 * len(panels), 3.4))
     for axes, (title, run, model, tokenizer) in zip(all_axes, panels):
-        config = run.config
-        if args.exit not in config["exit_layers"]:
-            raise InputError(f"{run.folder} has no exit {args.exit}, only {config['exit_layers']}")
-        index = config["exit_layers"].index(args.exit)
+        layers = run.config["exit_layers"]
+        layer = args.exit or layers[-1]
+        if layer not in layers:
+            raise InputError(f"{run.folder} has no exit {layer}, only {layers}")
         split = dev_split(run)
         split = split.select(range(len(split))[:1000])  # QQP's 40,000 dots would be a blot
         labels = torch.tensor(split["label"][:])  # (R,)
-        tokens = glue.tokenize(split, tokenizer, config["max_length"])
+        tokens = glue.tokenize(split, tokenizer, run.config["max_length"])
         h, _ = exits.all_exits(model, tokens, tokenizer, torch.device("cpu"), keep_h=len(tokens))
-        label_embeddings = model.classifiers[index].weight.detach()  # (K, d)
-        draw_space(axes, title, h[index], labels, label_embeddings, config["labels"])
-    if config["num_labels"] <= 12:
-        legend(figure, [axes], "lower")
+        index = layers.index(layer)
+        label_embeddings = model.label_embeddings()[index].detach()  # (K, d)
+        draw_space(axes, title, h[index], labels, label_embeddings)
+    stars = [f"{name} (star: its label embedding)" for name in config["labels"]]
+    figure.legend(axes.collections[1::2], stars, loc="outside lower center", ncols=2)
     return figure
 
 
-def draw_space(axes, title, h, labels, label_embeddings, names):
+def draw_space(axes, title, h, labels, label_embeddings):
     """One panel: samples h (R, d) as dots, label embeddings (K, d) as stars, a class a colour."""
     dots, stars, share = plane(h, label_embeddings)
-    K = len(names)
-    for k in range(K):
-        colour = CLASS_COLOURS[k] if K <= 3 else plt.cm.turbo(k / K)
+    for k in range(len(stars)):
+        colour = CLASS_COLOURS[k % 6]
         x, y = dots[labels == k].T
         axes.scatter(x, y, s=7, color=colour, marker="o^s"[k % 3], alpha=0.4, linewidths=0)
-        axes.scatter(*stars[k], s=220, color=[colour], marker="*", edgecolors="black", zorder=3,
-                     label=f"{names[k]} (star: its label embedding)")
+        axes.scatter(*stars[k], s=220, color=colour, marker="*", edgecolors="black", zorder=3)
     cosine = geometry(h, labels, label_embeddings)["label_cosine"]
     axes.set_title(f"{title}\nlabel cosine {cosine:.2f}, plane holds {100 * share:.0f} %")
     axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
@@ -390,24 +355,20 @@ def plane(h, label_embeddings):
 
 # ----------------------------------------------------------------------------- the command
 
-PICTURES = {"angles": angles, "groups": groups, "tradeoff": tradeoff}
-OF_NO_RUN = {"idea": idea, "differences": differences}
+PICTURES = {
+    "idea": idea,
+    "differences": differences,
+    "angles": angles,
+    "groups": groups,
+    "tradeoff": tradeoff,
+    "space": space,
+}
 
 
 def draw(args):
     """Draw and save one picture; prints where it is."""
-    task = None
-    if args.picture in OF_NO_RUN:
-        figure = OF_NO_RUN[args.picture]()
-    elif args.picture == "space":
-        figure = space(args)
-        task = read_run(args.runs[0]).config["task"]
-    else:
-        frames = read_runs(args.runs)
-        figure = PICTURES[args.picture](frames, args)
-        task = frames["runs"].task.iloc[0]
-    name = f"{args.picture}_{task}" if task else args.picture
-    path = args.output or Path(f"{name}.png")
+    figure = PICTURES[args.picture](args)
+    path = args.output or Path(f"{args.picture}.png")
 
     # Neither date nor version in the file, so that redrawing changes nothing.
     metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
@@ -418,19 +379,15 @@ def draw(args):
 
 def parse_args(argv):
     p = Parser("results/figures.py", description=__doc__)
-    p.add_argument("picture", nargs="?", choices=(*OF_NO_RUN, *PICTURES, "space"),
-                   help="see above")
+    p.add_argument("picture", nargs="?", choices=PICTURES, help="see above")
     p.add_argument("runs", nargs="*", metavar="RUN", help="a folder, or the name of packed runs")
-    p.add_argument("--output", type=Path, metavar="FILE",
-                   help=".png or .svg (PICTURE_TASK.png here)")
+    p.add_argument("--output", type=Path, metavar="FILE", help=".png or .svg (PICTURE.png here)")
     p.add_argument("--rule", choices=EXIT_RULES, default="entropy",
                    help="tradeoff: the exit rule (%(default)s)")
-    p.add_argument("--exit", type=int, help="space: layer number of the exit")
+    p.add_argument("--exit", type=int, help="space: layer number of the exit (the deepest)")
     args = p.parse_args(argv)
-    if args.picture and args.picture not in OF_NO_RUN and not args.runs:
+    if args.picture in ("angles", "groups", "tradeoff", "space") and not args.runs:
         p.error(f"{args.picture} of which RUN?")
-    if args.picture == "space" and args.exit is None:
-        p.error("space needs --exit")
     return args
 
 

@@ -58,13 +58,11 @@ def read(folder=FOLDER):
     frames = {}
     for file in ("exits.parquet", "tradeoff.parquet", "steps.parquet", "groups.parquet",
                  "clock.csv"):
-        kind, ending = file.split(".")
-        read_file = pandas.read_csv if ending == "csv" else pandas.read_parquet
-        with reading(folder / file):
-            # Without any such run there is no file, and the committed one's columns stay empty.
-            is_there = (folder / file).exists()
-            frames[kind] = read_file(folder / file) if is_there else read_file(FOLDER / file)[:0]
-    return Packed(runs=runs, **frames)
+        path = folder / file
+        read_file = pandas.read_csv if path.suffix == ".csv" else pandas.read_parquet
+        # Without any such run there is no file, and the committed one's columns stay empty.
+        frames[path.stem] = read_file(path) if path.exists() else read_file(FOLDER / file)[:0]
+    return Packed(runs, **frames)
 
 
 def names(folder=FOLDER):

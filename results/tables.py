@@ -1,16 +1,14 @@
 """The result tables in Markdown, from the packed runs (packed.py).
 
-    python results/tables.py                            print all tables
-    python results/tables.py --write                    write them into results/tables.md
-    python results/tables.py --block multi              print one block's
-    python results/tables.py --block summary --write README.md     between its two markers
+    python results/tables.py                   print all tables
+    python results/tables.py --block multi     print one block's
+    python results/tables.py --write           into results/tables.md, the summary into README.md
 
 All runs are one pandas frame, a row a run, and a table is a groupby of it.  Scores are the last
 epoch's, in points.  For runs of your own there is `python -m tools.report RUN ..`.
 """
 
 import math
-import statistics
 import sys
 from pathlib import Path
 from statistics import mean
@@ -21,16 +19,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from results import packed
-from tools.errors import InputError, Parser, one_line_errors, reading
-from tools.report import mean_sd
+from tools.errors import Parser, one_line_errors
+from tools.report import METHODS, mean_sd
+from tools.tradeoff import SPEEDS
 
 BEGIN, END = "<!-- results -->\n", "<!-- /results -->\n"
 
-# The order of rows and columns.
+# The order of rows and columns; that of METHODS is the report's.
 TASKS = ("all", "cola", "sst2", "mrpc", "rte", "demo")
-METHODS = ("ce", "scl", "acl-embed", "acl-grad", "acl-cl", "kd")
 RULES = ("entropy", "patience", "pcee")  # with two classes confidence leaves where entropy does
-SPEEDS = (1.5, 2, 3)
 
 WIDEST = 7  # columns of a table beside its first one
 
@@ -141,18 +138,19 @@ def exits_of(runs):
 
 
 def interval(differences):
-    """Mean of differences that are paired by seed, and half of their 95 % t-interval (or NaN)."""
+    """Mean of differences that are paired by seed, and half of their 95 % t-interval.
+
+    The half is NaN where there is a single one, which has no sd.
+    """
     n = len(differences)
-    half = T[n - 2] * differences.std() / math.sqrt(n) if n > 1 else math.nan
-    return mean(differences), half
+    return mean(differences), T[n - 2] * differences.std() / math.sqrt(n)
 
 
 def interval_cell(differences):
     """'+0.42 [-0.10, 0.94]'"""
     middle, half = interval(differences)
-    if math.isnan(half):
-        return f"{middle:+.2f}"
-    return f"{middle:+.2f} [{middle - half:.2f}, {middle + half:.2f}]"
+    cell = f"{middle:+.2f}"
+    return cell if math.isnan(half) else f"{cell} [{middle - half:.2f}, {middle + half:.2f}]"
 
 
 def paired(runs, baseline, measure, keys):
@@ -228,11 +226,8 @@ def summary(frame):
     """The one table of README.md: each encoder's mean over its tasks, a column each."""
     columns = {}
     for block, title in SUMMARY.items():
-        runs = frame[frame.block == block]
-        if runs.empty:
-            continue
-        means = with_means(runs)
-        means = means[means.task == means.task.iloc[0]]  # "all", unless there is a single task
+        means = with_means(frame[frame.block == block])
+        means = means[means.task == "all"]
         ce = means[means.method == "ce"]
         first = {"majority class": mean_sd(ce.majority_score[:1]), "ce": mean_sd(ce["mean"])}
         others = differences(means, ce, "mean", TO_CE).droplevel("task")
@@ -282,17 +277,17 @@ def tune(runs):
 def speeds(runs):
     """Every rule: score at counted speed-ups, share kept at 2x, the clock's speed-up."""
     lines = []
-    for task, some in grouped(runs, "task"):
+    for (task,), some in grouped(runs, "task"):
         rows = {}
         for rule in RULES:
             for (method,), twins in grouped(some, "method"):
                 row = {f"{speed}x": speed_cell(twins, rule, speed) for speed in SPEEDS}
                 share = 100 * twins[f"{rule} 2x"] / twins.score
-                row["% of full, 2x"] = mean_sd(share.where(twins.score > 0))  # 0 has no share
-                is_clocked = rule == "entropy" and twins.clocked.notna().any()
-                row["clocked"] = f"{twins.clocked.mean():.2f}x" if is_clocked else ""
+                row["% of full, 2x"] = mean_sd(share)
+                if rule == "entropy" and twins.clocked.any():
+                    row["clocked"] = f"{twins.clocked.mean():.2f}x"
                 rows[f"{rule}, {method}"] = row
-        caption = f"**{task[0]}**, {some.seed.nunique()} seeds"
+        caption = f"**{task}**, {some.seed.nunique()} seeds"
         lines += table(caption, pandas.DataFrame.from_dict(rows, "index"))
     return lines
 
@@ -301,7 +296,7 @@ def speed_cell(runs, rule, speed):
     """The score at a speed-up, and what the setting itself reaches where that is over 5 % more."""
     cell = mean_sd(runs[f"{rule} {speed}x"])
     reached = runs[f"{rule} {speed}x, reached"].mean()
-    return cell if cell == "-" or reached <= 1.05 * speed else f"{cell} ({reached:.2f}x)"
+    return f"{cell} ({reached:.2f}x)" if cell != "-" and reached > 1.05 * speed else cell
 
 
 def geometry(runs):
@@ -449,49 +444,41 @@ BLOCKS = {
 }
 
 
-def lines_of(name, frame):
-    """The lines of a block: title, what it is, tables; [] where it has no run."""
+def text_of(name, frame):
+    """A block's title, what it is, its tables; empty where it has no run."""
     if name == "summary":
-        return summary(frame)
+        return "\n".join(summary(frame))
     title, what, make, *blocks = BLOCKS[name]
     frames = [frame[frame.block == block] for block in blocks or [name]]
     if frames[0].empty:
-        return []
-    return [f"### {title}", "", what, "", *make(*frames)]
+        return ""
+    return "\n".join([f"### {title}", "", what, "", *make(*frames), ""])
 
 
 def write_between_markers(text, path):
-    """Replace what stands between the two marker lines of a file.  Raises InputError."""
-    with reading(path):
-        before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise InputError(f"{path} needs a line {BEGIN.strip()} and below it a line {END.strip()}")
-    path.write_text(before + BEGIN + text + END + after, encoding="utf-8")
+    """Replace what stands between the two marker lines of a file."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    path.write_text(before + BEGIN + text.strip() + "\n" + END + after, encoding="utf-8")
 
 
 def report(args):
     frame = frame_of(packed.read(args.packed))
-    lines = []
-    for name in args.block or BLOCKS:
-        lines += lines_of(name, frame)
-    if not lines:
-        raise InputError(f"{args.packed} has no run of {' or '.join(args.block)}")
-    text = "\n".join(lines).strip() + "\n"
+    text = "".join(text_of(name, frame) for name in args.block)
     if args.write:
-        write_between_markers(text, args.write)
+        write_between_markers(text, ROOT / "results" / "tables.md")
+        write_between_markers(text_of("summary", frame), ROOT / "README.md")
     else:
-        print(text, end="")
+        print(text.strip() or f"{args.packed} has no run of {' or '.join(args.block)}")
 
 
 def main(argv=None):
     p = Parser("results/tables.py", description=__doc__)
     names = ["summary", *BLOCKS]
-    p.add_argument("--block", nargs="+", choices=names, metavar="BLOCK",
+    p.add_argument("--block", nargs="+", choices=names, default=list(BLOCKS), metavar="BLOCK",
                    help=f"only these, of {', '.join(names)}")
     p.add_argument("--packed", type=Path, default=packed.FOLDER, help="where the packed files are")
-    p.add_argument("--write", type=Path, nargs="?", const=ROOT / "results" / "tables.md",
-                   metavar="FILE", help="write between the file's markers (results/tables.md)")
+    p.add_argument("--write", action="store_true", help="into results/tables.md and README.md")
     args = p.parse_args(argv)
     with one_line_errors("results/tables.py"):
         report(args)

@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 import acl
 import exits
+import glue
 import grad_surgery
 import train
 from acl import acl_embed_loss, contrastive_loss, unit
@@ -35,7 +36,6 @@ LOSSES = train.losses
 TRAINING_STEP = train.training_step
 MAKE_OPTIMIZER = train.make_optimizer
 TELEMETRY = train.telemetry
-LOG_STEP = Run.log_step
 LOG_EXITS = Run.log_exits
 RESTORE = Run.restore
 
@@ -137,7 +137,14 @@ def label_embedding_anchors(args, h, label_embeddings, logits, labels):
 
 # ----------------------------------------------------------------------------- the training
 
-RUN = None  # which Run is training, so that a resumed one goes on with its warm-up
+
+def random_batches(lengths, batch_size, generator):
+    """Plain random batches: samples of any length together, so more padding."""
+    order = torch.randperm(len(lengths), generator=generator)
+    return list(order.split(batch_size))
+
+
+RUN = None  # which Run is training: a resumed one goes on with its warm-up, with its groups
 
 
 def warm_up(args, model, batch, bf16):
@@ -205,18 +212,21 @@ def project(ce_loss, acl_loss, parameters, weight, drop=True):
 
         g = g_CE + lambda (g_ACL - <g_ACL, g_CE> / |g_CE|^2 g_CE)
     """
-    dot, ce_squared, acl_squared = inner_products(gradients(ce_loss, acl_loss, parameters))
+    g_ce, g_acl = side_by_side(gradients(ce_loss, acl_loss, parameters))
+    cosine = F.cosine_similarity(g_ce, g_acl, dim=0).item()
     total = ce_loss
-    if math.isfinite(dot):
-        share_of_ce = 1 - weight * min(0.0, dot) / ce_squared
-        total = share_of_ce * ce_loss + weight * acl_loss
+    if cosine < 0:
+        total = total - weight * (g_acl @ g_ce) / (g_ce @ g_ce) * ce_loss
+    if not math.isnan(cosine):
+        total = total + weight * acl_loss
     total.backward(inputs=parameters)
-    return cosine_of(dot, ce_squared, acl_squared)
+    return cosine
 
 
 def weigh(ce_loss, acl_loss, parameters, weight, drop=True):
     """g_ACL is multiplied by max(0, cosine) (Du et al., arXiv 1812.02224)."""
-    cosine = cosine_of(*inner_products(gradients(ce_loss, acl_loss, parameters)))
+    g_ce, g_acl = side_by_side(gradients(ce_loss, acl_loss, parameters))
+    cosine = F.cosine_similarity(g_ce, g_acl, dim=0).item()
     total = ce_loss
     if cosine > 0:  # 0 * NaN is NaN
         total = total + weight * cosine * acl_loss
@@ -231,27 +241,17 @@ def gradients(ce_loss, acl_loss, parameters):
     return list(zip(g_ce, g_acl))
 
 
-def inner_products(pairs):
-    """<a, b>, |a|^2, |b|^2 over all pairs of which neither is None."""
-    products = []
-    for a, b in pairs:
-        if a is not None and b is not None:
-            a, b = a.flatten(), b.flatten()
-            products.append(torch.stack([a @ b, a @ a, b @ b]))
-    return torch.stack(products).double().sum(dim=0).tolist()
-
-
-def cosine_of(dot, ce_squared, acl_squared):
-    """A length of 0 means a zero gradient; then the dot product is 0 as well."""
-    length = math.sqrt(ce_squared * acl_squared)
-    return dot / length if length else dot
+def side_by_side(pairs):
+    """Each gradient as one long vector, over the parameters that both losses reach."""
+    pairs = [(a.flatten(), b.flatten()) for a, b in pairs if a is not None and b is not None]
+    return [torch.cat(vectors) for vectors in zip(*pairs)]
 
 
 def telemetry_of_project(cosines, drop):
     """kept, the length of what is added over that of g_ACL: in a conflict the angle's sine."""
-    row = TELEMETRY(cosines, drop)
     [cosine] = cosines
-    return row | {"kept": 1.0 if cosine >= 0 else math.sqrt(max(0.0, 1 - cosine**2))}
+    kept = 1.0 if cosine >= 0 else math.sqrt(max(0.0, 1 - cosine**2))
+    return TELEMETRY(cosines, drop) | {"kept": kept}
 
 
 def telemetry_of_weigh(cosines, drop):
@@ -261,29 +261,23 @@ def telemetry_of_weigh(cosines, drop):
 
 # ------------------------------------------------------- where in the model they conflict
 
-PENDING = []  # the step's (group, cosine), until the step has a number
-
-
 def losses_and_groups(args, model, h, logits, labels):
     """Changes nothing; groups.csv gets a step's cosine in the embeddings, each layer and so on."""
     ce_loss, acl_losses = LOSSES(args, model, h, logits, labels)
     names, parameters = zip(*model.named_parameters())
     groups = {}
-    for name, (a, b) in zip(names, gradients(ce_loss, acl_losses.sum(), parameters)):
-        if a is not None and b is not None:
-            groups.setdefault(group_of(name), []).append((a, b))
-    PENDING.clear()
+    for name, pair in zip(names, gradients(ce_loss, acl_losses.sum(), parameters)):
+        groups.setdefault(group_of(name), []).append(pair)
+
+    # The lines of groups.csv lie in the checkpoint like those of the other logs.
+    rows = RUN.logs.setdefault("groups.csv", [])
+    step = len(RUN.logs["steps.csv"]) + 1
     for group, pairs in groups.items():
-        PENDING.append((group, cosine_of(*inner_products(pairs))))
+        both = side_by_side(pairs)
+        if both:  # SCL, say, does not reach the label embeddings
+            cosine = F.cosine_similarity(*both, dim=0).item()
+            rows.append({"step": step, "group": group, "cosine": cosine})
     return ce_loss, acl_losses
-
-
-def log_step_and_groups(run, row):
-    """The lines of groups.csv lie in the checkpoint like those of the other logs."""
-    LOG_STEP(run, row)
-    rows = run.logs.setdefault("groups.csv", [])
-    for group, cosine in PENDING:
-        rows.append({"step": row["step"], "group": group, "cosine": cosine})
 
 
 def log_exits_and_groups(run, rows):
@@ -305,12 +299,13 @@ CHANGES = {
     "label-embedding-keys": [(acl, "acl_cl_loss", label_embedding_keys)],
     "label-embedding-anchors": [(train, "second_loss", label_embedding_anchors)],
     "warm-up": [(train, "training_step", warm_up), (Run, "restore", restore_and_remember)],
+    "random-batches": [(glue, "bucketed_batches", random_batches)],
     "shared-pooler": [(exits.MultiExitBert, "represent", shared_pooler)],
     "layer-wise": [(train, "make_optimizer", layer_wise)],
     "project": [(grad_surgery, "acl_grad", project), (train, "telemetry", telemetry_of_project)],
     "weigh": [(grad_surgery, "acl_grad", weigh), (train, "telemetry", telemetry_of_weigh)],
     "conflict-groups": [(train, "losses", losses_and_groups),
-                        (Run, "log_step", log_step_and_groups),
+                        (Run, "restore", restore_and_remember),
                         (Run, "log_exits", log_exits_and_groups)],
 }
 

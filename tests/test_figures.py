@@ -33,38 +33,34 @@ def own(tmp_path_factory):
     return [*runs, make_run(folder, "acl-grad", "--exits", "last", "--weight", "0.3")]
 
 
-@pytest.mark.parametrize("picture, options", [
-    ("angles", []), ("tradeoff", ["--rule", "patience"]), ("space", ["--exit", "2"])
-])
-def test_ones_own_runs(picture, options, own, tmp_path, monkeypatch):
+@pytest.mark.parametrize("picture", ["angles", "tradeoff", "space"])
+def test_ones_own_runs(picture, own, tmp_path, monkeypatch):
     """Into the working folder, and as SVG; a run of one exit has no trade-off."""
     monkeypatch.chdir(tmp_path)
-    assert call(figures.main, picture, *own, *options) == 0
-    assert (tmp_path / f"{picture}_mine.png").read_bytes().startswith(b"\x89PNG")
-    assert call(figures.main, picture, *own, *options, "--output", "picture.svg") == 0
+    assert call(figures.main, picture, *own) == 0
+    assert (tmp_path / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+    assert call(figures.main, picture, *own, "--rule", "pcee", "--output", "picture.svg") == 0
     assert "<svg" in (tmp_path / "picture.svg").read_text(encoding="utf-8")
 
 
 def test_labels_and_colours():
     """Seeds share a label; runs of one method are told apart by what differs."""
     runs = figures.read_runs(["multi/rte_kd_*", "multi/rte_ce_*"])["runs"]
-    kinds = [(label, colour, len(names)) for label, colour, names in figures.by_label(runs)]
-    assert kinds == [("kd", figures.COLOURS["kd"], 5), ("ce", figures.COLOURS["ce"], 5)]
+    found = {label: (colour, len(names)) for label, colour, names in figures.by_label(runs)}
+    assert found == {"kd": (figures.COLOURS["kd"], 5), "ce": (figures.COLOURS["ce"], 5)}
     runs = figures.read_runs(["gate/*/demo_acl-cl_*"])["runs"]
     labels, colours, names = zip(*figures.by_label(runs))
     assert [len(seeds) for seeds in names] == [5, 5, 5, 5] and len(set(colours)) == 4
-    assert labels[0] == "acl-cl, conflict discard, change not set"
+    assert "acl-cl, conflict discard, change not set" in labels
 
 
-def test_the_legend_stays_inside(monkeypatch):
-    """Of one label and of twelve long ones; it covers no panel."""
-    for words in (["multi/rte_acl-cl_1"], ["tries/*/mrpc_acl-cl_1"]):
-        args = figures.parse_args(["tradeoff", *words])
-        figure = figures.tradeoff(figures.read_runs(args.runs), args)
-        figure.canvas.draw()
-        box = figure.legends[0].get_window_extent()
-        assert 0 <= box.x0 < box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height
-        assert not any(box.overlaps(axes.get_tightbbox()) for axes in figure.axes)
+def test_the_legend_stays_inside():
+    """Twelve long labels; it covers no panel."""
+    figure = figures.tradeoff(figures.parse_args(["tradeoff", "tries/*/mrpc_acl-cl_1"]))
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height
+    assert not box.overlaps(figure.axes[0].get_tightbbox())
 
 
 def test_plane_by_hand():
@@ -85,7 +81,7 @@ def test_plane_by_hand():
     (["angles", "multi/*"], "several tasks"),
     (["groups", "multi/rte_ce_1"], "conflict-groups"),
     (["tradeoff", "vanilla/rte_*"], "none of these runs has several exits"),
-    (["space", "multi/rte_ce_1"], "--exit"),
+    (["space", "multi/rte_ce_1"], "result.json"),
 ])
 def test_bad_input(argv, word, tmp_path, monkeypatch, capsys):
     """One line and status 2, no picture."""
