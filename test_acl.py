@@ -767,71 +767,104 @@ def test_early_exit_remembers_all_exits_passed():
 
 # -------------------------------------------------------------------------------- 5 training
 
-STEP_LABELS = torch.tensor([0, 1, 1, 0, 1, 0])
+LABELS_OF_STEP = torch.tensor([0, 1, 1, 0, 1, 0])
 
 
-def options(*words):
-    [args] = train.parse_args(["--task", "rte", *words])
-    return args
+def slow_losses(args, model, h, logits):
+    """Cross-entropy and the second loss of each exit: two lists of M scalars."""
+    tau = args.temperature
+    label_embeddings = model.label_embeddings()
+    ce_losses, second_losses = [], []
+    for m in range(len(h)):
+        ce_losses.append(F.cross_entropy(logits[m], LABELS_OF_STEP))
+        second = 0 * h[m].sum()
+        is_student = m < len(h) - 1
+        if args.method == "scl":
+            second = acl.scl_loss(h[m], LABELS_OF_STEP, tau)
+        if args.method == "kd" and is_student:
+            second = acl.kd_loss(logits[m], logits[-1], tau)
+        if args.method.startswith("acl") and (args.students_embed or not is_student):
+            second = acl.acl_embed_loss(h[m], LABELS_OF_STEP, label_embeddings[m], tau)
+        if args.method == "acl-cl" and is_student:
+            guide = acl.acl_cl_loss(h[m], h[-1], LABELS_OF_STEP, label_embeddings[-1], tau)
+            second = second + guide
+        second_losses.append(second)
+    return ce_losses, second_losses
 
 
-METHODS = [
-    ("ce", "none", 0.1, 0.5),
-    ("scl", "none", 0.1, 0.5),
-    ("acl-embed", "none", 0.1, 0.5),
-    ("acl-grad", "discard", 0.1, 0.5),
-    ("acl-cl", "discard", 0.1, 0.5),
-    ("kd", "none", 0.5, 2.0),
+def gradients(loss, tensors):
+    """The gradient for each tensor, None where there is none, as one forward's graph gives it."""
+    return torch.autograd.grad(loss, tensors, retain_graph=True, allow_unused=True)
+
+
+def cosine_of(g_ce, g_acl):
+    """Over the tensors that both losses reach."""
+    pairs = [(a, b) for a, b in zip(g_ce, g_acl) if a is not None and b is not None]
+    a = torch.cat([a.flatten() for a, _ in pairs])
+    b = torch.cat([b.flatten() for _, b in pairs])
+    return F.cosine_similarity(a, b, dim=0).item()
+
+
+STEPS = [
+    ("ce", "", "none parameters"),
+    ("scl", "--weight 0.3", "none parameters"),
+    ("scl", "--weight 0.3", "observe parameters"),
+    ("scl", "--weight 0.3", "discard parameters"),
+    ("scl", "--weight 0.3 --exit-weights uniform", "observe features"),
+    ("scl", "--weight 0.3", "discard features"),
+    ("acl-embed", "", "none parameters"),
+    ("acl-grad", "--temperature 0.1", "discard parameters"),
+    ("acl-grad", "--exit-weights uniform", "discard features"),
+    ("acl-cl", "", "none parameters"),
+    ("acl-cl", "--exit-weights uniform", "discard parameters"),
+    ("acl-cl", "--no-students-embed", "observe parameters"),
+    ("acl-cl", "", "discard features"),
+    ("kd", "", "none parameters"),
+    ("kd", "--exit-weights uniform", "discard parameters"),
 ]
 
 
-@pytest.mark.parametrize("method, gate, weight, tau", METHODS)
-def test_each_methods_losses(method, gate, weight, tau):
-    """Its defaults, and each exit's loss weighted by its layer's number, not its place."""
-    args = options("--method", method, "--exits", "1,3,5")
-    assert (args.conflict, args.weight, args.temperature) == (gate, weight, tau)
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("method, words, gate", STEPS)
+def test_a_step_told_slowly(method, words, gate, seed):
+    """The losses, the cosines and each parameter's gradient."""
+    rule, place = gate.split()
+    gate = ["--conflict", rule, "--conflict-at", place]
+    argv = ["--task", "rte", "--method", method, *gate, *words.split()]
+    [args] = train.parse_args(argv)
+    model = small_model(5, "1,3,5", dropout=0.0, seed=seed).train()
+    batch = small_batch(6, 9) | {"label": LABELS_OF_STEP}
+    h, logits = model(batch)
+    w = [1, 1, 1] if args.exit_weights == "uniform" else [1, 3, 5]
+    ce_losses, second_losses = slow_losses(args, model, h, logits)
+    ce_loss = sum(w[m] * ce_losses[m] for m in range(3)) / sum(w)
+    acl_losses = [w[m] * second_losses[m] / sum(w) for m in range(3)]
+    ce_term = (1 - args.weight) * ce_loss if method == "scl" else ce_loss
 
-    model = small_model(5, "1,3,5", dropout=0.0)
-    h, logits = model(small_batch(6, 9))
-    weights = [classifier.weight for classifier in model.classifiers]
-    embed = [acl.acl_embed_loss(h[m], STEP_LABELS, weights[m], tau) for m in range(3)]
-    none = torch.zeros(())
-    if method == "ce":
-        expected = [none] * 3
-    elif method == "scl":
-        expected = [acl.scl_loss(h[m], STEP_LABELS, tau) for m in range(3)]
-    elif method == "acl-cl":
-        guided = [acl.acl_cl_loss(h[m], h[2], STEP_LABELS, weights[2], tau) for m in range(2)]
-        expected = [embed[0] + guided[0], embed[1] + guided[1], embed[2]]
-    elif method == "kd":
-        expected = [acl.kd_loss(logits[m], logits[2], tau) for m in range(2)] + [none]
-    else:
-        expected = embed
+    # Who is compared with whom, and what is left of the second loss.
+    parameters = list(model.parameters())
+    cosines = []
+    kept = acl_losses
+    if rule != "none" and place == "features":
+        g_ce = gradients(ce_term, [h])[0]
+        for m in range(3):
+            g_acl = gradients(acl_losses[m], [h])[0]
+            cosines.append(cosine_of([g_ce[m]], [g_acl[m]]))
+        kept = [loss for loss, cosine in zip(acl_losses, cosines) if cosine >= 0]
+    elif rule != "none":
+        g_ce = gradients(ce_term, parameters)
+        cosines = [cosine_of(g_ce, gradients(sum(acl_losses), parameters))]
+        kept = acl_losses if cosines[0] >= 0 else []
+    if rule == "observe":
+        kept = acl_losses
+    expected = gradients(ce_term + args.weight * sum(kept), parameters)
 
-    ce_loss, acl_losses = train.losses(args, model, h, logits, STEP_LABELS)
-    cross_entropies = [F.cross_entropy(logits[m], STEP_LABELS) for m in range(3)]
-    mean = sum(w / 9 * loss for w, loss in zip((1, 3, 5), cross_entropies))
-    assert ce_loss.item() == pytest.approx(mean.item(), rel=1e-5)
-    for w, loss, value in zip((1, 3, 5), acl_losses, expected):
-        assert loss.item() == pytest.approx(w / 9 * value.item(), rel=1e-5, abs=1e-7)
-
-
-@pytest.mark.parametrize("weights, w", [("depth", (1, 2, 3)), ("uniform", (1, 1, 1))])
-def test_a_step_of_scl_is_a_mixture(weights, w):
-    """sum_m w_m ((1 - lambda) CE^m + lambda SCL^m) / sum_m w_m."""
-    model = small_model(dropout=0.0).train()
-    h, logits = model(small_batch(6, 9))
-    total = 0
-    for m in range(3):
-        ce_loss = F.cross_entropy(logits[m], STEP_LABELS)
-        total += w[m] * (0.7 * ce_loss + 0.3 * acl.scl_loss(h[m], STEP_LABELS, 0.5))
-    (total / sum(w)).backward()
-    expected = gradients_of(model)
-
-    args = options("--method", "scl", "--exit-weights", weights, "--weight", "0.3")
-    batch = small_batch(6, 9) | {"label": STEP_LABELS}
-    train.training_step(args, model, batch, bf16=False)
-    assert_gradients(model, expected)
+    found = train.training_step(args, model, batch, bf16=False)
+    assert found[0].item() == pytest.approx(ce_loss.item(), rel=1e-5)
+    assert found[1].item() == pytest.approx(sum(acl_losses).item(), rel=1e-5)
+    assert found[2] == pytest.approx(cosines, abs=1e-4)
+    for p, gradient in zip(parameters, expected):
+        assert torch.allclose(p.grad, gradient, atol=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,7 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-import acl
 import glue
 import train
 from tests.small import answer, call, small_batch, small_model, small_task
@@ -112,105 +110,6 @@ def test_methods_in_one_command_have_the_same_exits(task, tmp_path):
     one, other = (read_run(folder / "mine_ce_1") for folder in (tmp_path, alone))
     assert one.config["exit_layers"] == [1, 2]
     assert torch.equal(one.logits, other.logits)
-
-
-# ------------------------------------------------------------------------------ one step
-
-
-def slow_losses(args, model, h, logits):
-    """Cross-entropy and the second loss of each exit: two lists of M scalars."""
-    tau = args.temperature
-    label_embeddings = model.label_embeddings()
-    ce_losses, second_losses = [], []
-    for m in range(len(h)):
-        ce_losses.append(F.cross_entropy(logits[m], LABELS))
-        second = 0 * h[m].sum()
-        is_student = m < len(h) - 1
-        if args.method == "scl":
-            second = acl.scl_loss(h[m], LABELS, tau)
-        if args.method == "kd" and is_student:
-            second = acl.kd_loss(logits[m], logits[-1], tau)
-        if args.method.startswith("acl") and (args.students_embed or not is_student):
-            second = acl.acl_embed_loss(h[m], LABELS, label_embeddings[m], tau)
-        if args.method == "acl-cl" and is_student:
-            guide = acl.acl_cl_loss(h[m], h[-1], LABELS, label_embeddings[-1], tau)
-            second = second + guide
-        second_losses.append(second)
-    return ce_losses, second_losses
-
-
-def gradients(loss, tensors):
-    """The gradient for each tensor, None where there is none, as one forward's graph gives it."""
-    return torch.autograd.grad(loss, tensors, retain_graph=True, allow_unused=True)
-
-
-def cosine_of(g_ce, g_acl):
-    """Over the tensors that both losses reach."""
-    pairs = [(a, b) for a, b in zip(g_ce, g_acl) if a is not None and b is not None]
-    a = torch.cat([a.flatten() for a, _ in pairs])
-    b = torch.cat([b.flatten() for _, b in pairs])
-    return F.cosine_similarity(a, b, dim=0).item()
-
-
-STEPS = [
-    ("ce", "", "none parameters"),
-    ("scl", "--weight 0.3", "none parameters"),
-    ("scl", "--weight 0.3", "observe parameters"),
-    ("scl", "--weight 0.3", "discard parameters"),
-    ("scl", "--weight 0.3 --exit-weights uniform", "observe features"),
-    ("scl", "--weight 0.3", "discard features"),
-    ("acl-embed", "", "none parameters"),
-    ("acl-grad", "--temperature 0.1", "discard parameters"),
-    ("acl-grad", "--exit-weights uniform", "discard features"),
-    ("acl-cl", "", "none parameters"),
-    ("acl-cl", "--exit-weights uniform", "discard parameters"),
-    ("acl-cl", "--no-students-embed", "observe parameters"),
-    ("acl-cl", "", "discard features"),
-    ("kd", "", "none parameters"),
-    ("kd", "--exit-weights uniform", "discard parameters"),
-]
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("method, words, gate", STEPS)
-def test_a_step_told_slowly(method, words, gate, seed):
-    """The losses, the cosines and each parameter's gradient."""
-    rule, place = gate.split()
-    gate = ["--conflict", rule, "--conflict-at", place]
-    args = options("--method", method, *gate, *words.split())
-    model = small_model(5, "1,3,5", dropout=0.0, seed=seed).train()
-    batch = small_batch(6, 9) | {"label": LABELS}
-    h, logits = model(batch)
-    w = [1, 1, 1] if args.exit_weights == "uniform" else [1, 3, 5]
-    ce_losses, second_losses = slow_losses(args, model, h, logits)
-    ce_loss = sum(w[m] * ce_losses[m] for m in range(3)) / sum(w)
-    acl_losses = [w[m] * second_losses[m] / sum(w) for m in range(3)]
-    ce_term = (1 - args.weight) * ce_loss if method == "scl" else ce_loss
-
-    # Who is compared with whom, and what is left of the second loss.
-    parameters = list(model.parameters())
-    cosines = []
-    kept = acl_losses
-    if rule != "none" and place == "features":
-        g_ce = gradients(ce_term, [h])[0]
-        for m in range(3):
-            g_acl = gradients(acl_losses[m], [h])[0]
-            cosines.append(cosine_of([g_ce[m]], [g_acl[m]]))
-        kept = [loss for loss, cosine in zip(acl_losses, cosines) if cosine >= 0]
-    elif rule != "none":
-        g_ce = gradients(ce_term, parameters)
-        cosines = [cosine_of(g_ce, gradients(sum(acl_losses), parameters))]
-        kept = acl_losses if cosines[0] >= 0 else []
-    if rule == "observe":
-        kept = acl_losses
-    expected = gradients(ce_term + args.weight * sum(kept), parameters)
-
-    found = train.training_step(args, model, batch, bf16=False)
-    assert found[0].item() == pytest.approx(ce_loss.item(), rel=1e-5)
-    assert found[1].item() == pytest.approx(sum(acl_losses).item(), rel=1e-5)
-    assert found[2] == pytest.approx(cosines, abs=1e-4)
-    for p, gradient in zip(parameters, expected):
-        assert torch.allclose(p.grad, gradient, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------- one run
