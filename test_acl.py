@@ -134,7 +134,6 @@ def test_losses_of_many_exits_are_those_of_each_exit():
     h = torch.randn(2, 3, 6, 5, requires_grad=True)
     label_embeddings = torch.randn(2, 3, 4, 5, requires_grad=True)
     teacher_h, teacher_label_embeddings = torch.randn(6, 5), torch.randn(4, 5)
-    logits, teacher_logits = h, teacher_h  # any numbers will do
     labels = torch.tensor([0, 1, 1, 3, 0, 1])
 
     def all_losses(h, label_embeddings):
@@ -142,7 +141,7 @@ def test_losses_of_many_exits_are_those_of_each_exit():
             acl.scl_loss(h, labels, 0.5),
             acl.acl_embed_loss(h, labels, label_embeddings, 0.5),
             acl.acl_cl_loss(h, teacher_h, labels, teacher_label_embeddings, 0.5),
-            acl.kd_loss(h, teacher_logits, 2.0),
+            acl.kd_loss(h, teacher_h, 2.0),  # any numbers will do as logits
         ])
 
     together = all_losses(h, label_embeddings)

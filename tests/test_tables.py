@@ -20,6 +20,7 @@ T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # by the number of differences
 def cells_of(text):
     """{(title, caption, row, column): cell} of the tables in a Markdown text; no empty cells."""
     cells = {}
+    title = caption = header = None
     for line in text.splitlines():
         if line.startswith("### "):
             title = line[4:]
