@@ -370,6 +370,10 @@ BLOCKS = {
         "multi_nt-xent",
         "multi",
     ),
+    "multi_random-batches": (
+        "Batches drawn at random, not by length", BESIDE_TABLES, block, "multi_random-batches",
+        "multi"
+    ),
     "multi_best-teacher": (
         "The teacher chosen by its loss", BESIDE_TABLES, block, "multi_best-teacher", "multi"
     ),

@@ -104,7 +104,7 @@ def test_the_committed_files_belong_together():
     """Each run has its rows in the other files."""
     data = packed.read()
     names = set(data.runs.run)
-    assert len(names) == len(data.runs) == 617
+    assert len(names) == len(data.runs) == 622
     assert set(data.exits.run) == set(data.steps.run) == names
     assert set(data.tradeoff.run) == set(data.runs.run[data.runs.exit_layers.map(len) > 1])
     assert set(data.groups.run) | set(data.clock.run) < names

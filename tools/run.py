@@ -120,7 +120,7 @@ def config_of(args, seed, task, tokens, model, device):
 def absolute(name):
     """A path as it is found from any folder; a hub id as it is."""
     path = Path(name)
-    return str(path.resolve()) if path.exists() else name
+    return str(path.absolute()) if path.exists() else name
 
 
 def check_same(folder, config):
