@@ -67,14 +67,16 @@ def parse_args(argv=None):
 
     # Defaults that depend on the task or the method are in brackets here, and in fill_defaults.
     add = p.add_argument_group("what to train").add_argument
-    add("--task", required=True, help="cola sst2 mrpc qqp mnli qnli rte wnli demo, or your own")
+    add("--task", required=True, type=str.lower,
+        help="cola sst2 mrpc qqp mnli qnli rte wnli demo, or your own")
     add("--method", required=True, nargs="+", choices=METHODS, help="one or more; see below")
     add("--seeds", type=int, nargs="+", default=[1], help="one run each (1)")
     add("--data", default="nyu-mll/glue",
         help="hub id, folder of GLUE files, or a file of yours (%(default)s)")
     add("--model", default="google-bert/bert-base-uncased",
         help="hub id or folder of an encoder (%(default)s)")
-    add("--exits", help="all, last, or layers such as 3,6,12 (all with acl-cl or kd; else last)")
+    add("--exits", help="all, last, or layers such as 3,6,12 (all if acl-cl or kd is among the "
+        "methods; else last)")
     add("--pooling", choices=("cls", "mean"),
         help="h: the pooler's [CLS], or the mean of tokens (cls; demo: mean)")
 

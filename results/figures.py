@@ -37,7 +37,7 @@ from tools import machine, models
 from tools.errors import InputError, Parser, one_line_errors
 from tools.geometry import geometry
 from tools.report import settings
-from tools.run import read_run
+from tools.run import read_run, run_folders
 from tools.tradeoff import EXIT_RULES, at_speedup, dev_split
 
 # Okabe and Ito's colours, which can be told apart with any colour vision.
@@ -85,9 +85,11 @@ def read_runs(words):
     names = []
     for word in words:
         if Path(word).is_dir():
-            found = [word]
-            for kind, rows in packed.frames_of(Path(word), word).items():
-                frames[kind] = pandas.concat([frames[kind], rows])
+            found = []
+            for folder in run_folders([word]):
+                found.append(str(folder))
+                for kind, rows in packed.frames_of(folder, str(folder)).items():
+                    frames[kind] = pandas.concat([frames[kind], rows])
         else:
             found = fnmatch.filter(frames["runs"].run, word)
         if not found:

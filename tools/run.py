@@ -172,10 +172,12 @@ class FinishedRun(NamedTuple):
 
 
 def run_folders(paths):
-    """The folders of runs; a folder that holds finished runs stands for all of them."""
+    """The folders of runs; a folder that holds runs stands for all of them."""
     folders = []
     for path in map(Path, paths):
-        inside = sorted(file.parent for file in path.glob("*/result.json"))
+        inside = []
+        if not (path / "config.json").exists():  # a run has one, and one in its model/
+            inside = sorted(file.parent for file in path.glob("*/config.json"))
         folders += inside or [path]
     return folders
 
@@ -184,7 +186,8 @@ def read_run(folder):
     """A finished run's folder -> FinishedRun.  Raises InputError."""
     folder = Path(folder)
     if not (folder / "result.json").is_file():
-        raise InputError(f"{folder} is no finished run: it has no result.json")
+        raise InputError(f"{folder} is no finished run: it has no result.json (train.py --resume "
+                         "goes on with an unfinished one)")
     result = read_json(folder / "result.json")
     with reading(folder):
         stored = safetensors.torch.load_file(folder / "dev_logits.safetensors")
