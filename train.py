@@ -6,7 +6,7 @@
     python train.py --task mine --method acl-cl --data mine.csv           # texts of your own
     torchrun --nproc-per-node 2 train.py --task rte --method acl-cl       # processes share a batch
 
-Each seed leaves runs/<task>_<method>_<seed>/:
+Each seed leaves runs/<task>_<method>_<seed>/ (tools/run.py writes it):
 
     config.json   every option, the seed, versions     steps.csv    a line a step: losses, angle ..
     exits.csv     a line an epoch and exit: scores ..  model/       the encoder, its tokenizer
