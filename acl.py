@@ -20,8 +20,8 @@ Sources: abstract, the paper's words; second-hand, a summary or earlier code of 
 Letters: N samples, K classes, d hidden size, A anchors, B keys; tau is the temperature.
 Formulas count from 1, indices from 0.  Every loss takes any dimensions before the last two, such
 as the M exits of a multi-exit BERT: h (M, N, d) gives M losses, h (N, d) gives a scalar.  Losses
-are float32, in nats, even under autocast.  A loss needs `contrastive_loss`, `unit` and `check`
-beside it when it is copied.
+are float32, in nats, even under autocast.  A loss that is copied needs `contrastive_loss`, `unit`,
+`check` and `shown` beside it.
 """
 
 import torch
@@ -43,14 +43,14 @@ def contrastive_loss(anchors, keys, positive, temperature, exclude_self=False):
     exclude_self: the keys are the anchors, and no anchor is its own key.  Returns (..); without
     any positive the loss is 0 (with a graph), not NaN.
     """
-    # z_a.z_b / tau.  Not under autocast: bf16 rounds to 8 bits, too coarse for exp(cosine / 0.01).
+    # z_a.z_b / tau.  Autocast is off: bf16 rounds to 8 bits, too coarse for exp(cosine / 0.01).
     with torch.autocast(anchors.device.type, enabled=False):
         z_a = unit(anchors)  # (.., A, d)
         z_b = unit(keys)  # (.., B, d)
         similarity = z_a @ z_b.mT / temperature  # (.., A, B)
 
-    # An anchor is not its own key: b = a leaves both sums.  Masked with the lowest number, not
-    # -inf: in a batch of one no key is left, and log_prob(a|a) would be -inf - (-inf) = NaN.
+    # An anchor is not its own key: b = a leaves both sums.  The mask is the lowest number, not -inf:
+    # in a batch of one no key is left, and log_prob(a|a) would be -inf - (-inf) = NaN.
     if exclude_self:
         itself = torch.eye(len(positive), dtype=torch.bool, device=positive.device)  # (A, A)
         positive = positive & ~itself
@@ -199,7 +199,7 @@ def check(temperature, labels=None, **matrices):
     if not is_tensor or labels.dtype != torch.int64 or labels.shape != (N,):
         raise ValueError(f"labels must be int64 ({N},), not {shown(labels)}")
 
-    # Within 0..K-1.  Not on a GPU: that means waiting for it, and cross-entropy asserts the same.
+    # Labels lie within 0..K-1.  On a GPU this is not looked at, since it means waiting for it.
     for name, x in matrices.items():
         if name.endswith("label_embeddings") and labels.device.type == "cpu":
             low, high = labels.min().item(), labels.max().item()

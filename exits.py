@@ -92,8 +92,8 @@ class MultiExitBert(nn.Module):
             count = mask.sum(dim=1)  # (N, 1)
             return torch.stack([(hidden * mask).sum(dim=1) / count for hidden in hidden_states])
 
-        # All exits share the encoder's one pooler.
-        # Not under autocast: it would round h to bf16's 8 bits, too coarse for the losses.
+        # All exits share the encoder's one pooler.  Autocast is off: it would round h to bf16's
+        # 8 bits, too coarse for the losses.
         first = torch.stack([hidden[:, 0] for hidden in hidden_states])  # (M, N, d): of [CLS]
         with torch.autocast(first.device.type, enabled=False):
             return encoders.pool(self.encoder, first)
@@ -166,7 +166,7 @@ def normalised_entropy(logits):
     log_p = F.log_softmax(logits.float(), dim=-1)
     H = -(log_p.exp() * log_p).sum(dim=-1)
     log_K = torch.tensor(float(logits.shape[-1]), device=H.device).log()  # in float32, as H is
-    return H / log_K
+    return (H / log_K).clamp(max=1.0)  # rounding may leave it a little above
 
 
 def who_leaves(rule, logits):

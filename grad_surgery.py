@@ -19,11 +19,13 @@ def acl_grad(ce_loss, acl_loss, parameters, weight, drop=True):
         g = g_CE + lambda * 1[ <g_CE, g_ACL> >= 0 ] * g_ACL                    [abstract]
 
     ce_loss, acl_loss: scalars of one forward.  (Two forwards would draw different dropout masks,
-    and their gradients could not be compared.)  The call frees their graph.  parameters: leaf
+    and their gradients could not be compared.)  The call frees acl_loss's graph.  parameters: leaf
     tensors, the classifier's included; what is not among them gets no gradient.  weight: lambda,
     0 or more.  drop=False keeps g_ACL in a conflict, too, and so only watches: the paper's pilot.
     The cosine between g_CE and g_ACL is NaN where they are not finite, 0 where one is zero.
-    Raises ValueError before anything is added.
+    Raises ValueError before anything is added; torch raises RuntimeError for a loss without graph.
+    `.grad` may be the very tensor that the backward made, so a custom autograd.Function must not
+    return a tensor that it keeps.
 
     >>> w = torch.zeros(2, requires_grad=True)
     >>> cosine = acl_grad(w[0], w[1] - w[0], [w], weight=1.0)  # (1, 0), (-1, 1): 135 degrees
@@ -64,7 +66,7 @@ def acl_grad(ce_loss, acl_loss, parameters, weight, drop=True):
 
     # All these numbers in one transfer, since each transfer waits for the device.
     *dots, ce_length, acl_length = torch.stack(products).tolist()
-    dot = sum(dots)
+    dot = sum(dots, start=0.0)
 
     # The paper's rule.  NaN fails both comparisons.  0 * g_ACL would not do: 0 * NaN is NaN.
     is_kept = not drop or 0 <= dot < float("inf")
@@ -87,7 +89,7 @@ def acl_grad(ce_loss, acl_loss, parameters, weight, drop=True):
         if b is not None and is_kept:
             add(p, b, weight)
 
-    # A length of 0 means a zero gradient; then the dot product is 0 as well.
+    # A length of 0 means a zero gradient (or one too small for float32); the product is then 0.
     length = ce_length * acl_length
     return dot / length if length else dot
 
@@ -106,8 +108,9 @@ def acl_grad_features(ce_loss, acl_losses, h, parameters, weight, drop=True):
         keep exit m's loss  <=>  < d L_CE / d h^m , d L_ACL^m / d h^m >  >=  0
 
     ce_loss: scalar.  acl_losses: (M,), exit m's contrastive loss, which reaches h only through
-    h[m].  h: (M, N, d) of the same forward.  Everything else, `.grad` included, is as in acl_grad.
-    Returns M cosines.  Raises ValueError.
+    h[m].  h: (M, N, d) of the same forward.  parameters, weight, drop and `.grad` are as in
+    acl_grad, though not checked.  Returns M cosines.  Raises ValueError where h and acl_losses do
+    not fit.
     """
     if not isinstance(h, torch.Tensor) or acl_losses.shape != h.shape[:1]:
         raise ValueError("h must be one tensor (M, N, d), and acl_losses (M,)")
@@ -120,7 +123,7 @@ def acl_grad_features(ce_loss, acl_losses, h, parameters, weight, drop=True):
 
     # One backward of what is kept through the whole model.  (A loss that is not finite spoils it,
     # dropped or not: its gradient is 0 * NaN.)
-    is_kept = dots >= 0 if drop else torch.ones_like(dots, dtype=torch.bool)
+    is_kept = (dots >= 0) & dots.isfinite() if drop else torch.ones_like(dots, dtype=torch.bool)
     total = ce_loss + weight * (is_kept * acl_losses).sum()
     total.backward(inputs=[p for p in parameters if p.requires_grad])
     return (dots / lengths.where(lengths > 0, 1)).tolist()

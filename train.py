@@ -1,6 +1,6 @@
 """Fine-tune BERT on GLUE with cross-entropy, SCL, ACL-Embed, ACL-Grad, ACL-CL or distillation.
 
-    python train.py --task demo --method acl-cl              # no download, one minute
+    python train.py --task demo --method acl-cl              # no download, 15 seconds
     python train.py --task rte --method ce acl-cl --seeds 1 2 3   # BERT-base, GLUE from the hub
     python train.py --task rte --method acl-grad --data FOLDER --model FOLDER     # without a hub
     python train.py --task mine --method acl-cl --data mine.csv           # texts of your own
@@ -133,7 +133,7 @@ def parse_args(argv=None):
 
 
 def epilog():
-    """The methods and gates below the options of --help, and examples."""
+    """What stands below the options of --help: the methods, the gates, and examples."""
     lines = ["methods:"]
     for method, (exits_at, gate, meaning) in METHODS.items():
         lines.append(f"  {method:10}{meaning}; exits: {exits_at}, gate: {gate}")
@@ -144,7 +144,7 @@ def epilog():
 
 
 def fill_defaults(args):
-    """The defaults that depend on the task or the method, all in one place."""
+    """Fill in the defaults that depend on the task or the method, all in one place."""
     is_demo = args.task == "demo"
     epochs = {"demo": 7, "rte": 8, "mrpc": 5, "cola": 5, "wnli": 5}
     lr = {"demo": 1e-3, "rte": 5e-5}
@@ -170,7 +170,7 @@ def fill_defaults(args):
 
 
 def check_options(args, p):
-    """One line and status 2 for values that make no sense."""
+    """End the program with one line and status 2 for values that make no sense."""
     positive = ("epochs", "batch_size", "lr", "head_lr", "temperature", "max_length")
     optional = ("max_steps", "limit_train", "holdout", "save_steps")
     for name in positive + optional:

@@ -19,7 +19,7 @@ import torch
 import exits
 import glue
 import train
-from tests.small import answer, call, small_model, small_task
+from tests.small import answer, call, make_run, small_model, small_task
 from tools import demo, models, run
 from tools.errors import InputError
 from tools.geometry import geometry
@@ -352,3 +352,13 @@ def test_a_folder_that_is_no_run(acl_cl, tmp_path, capsys):
     check_refused("made with another task: rte, now mine", capsys, *options)
     (folder / "config.json").unlink()
     assert call(train.main, *options) == 0
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_not_trained_again(tmp_path):
+    """Hours may lie between the plan, in which it was new, and its turn."""
+    folder = make_run(tmp_path)
+    before = (folder / "steps.csv").read_bytes()
+    with pytest.raises(InputError, match="finished by another process"):
+        run.Run(folder, json.loads((folder / "config.json").read_text()))
+    assert (folder / "steps.csv").read_bytes() == before
+    run.take_lock(folder).release()  # the lock is free again

@@ -219,6 +219,11 @@ class Run:
 
     def open_folder(self, config):
         self.lock = take_lock(self.folder)
+        # Since the plan, which may be hours ago, another process may have been here.
+        if (self.folder / "result.json").exists():
+            self.lock.release()
+            raise InputError(f"{self.folder} was finished by another process; the same command "
+                             "shows it")
         write_json(config, self.folder / "config.json")
 
     def restore(self, model, optimizer, schedule):
