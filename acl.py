@@ -49,8 +49,8 @@ def contrastive_loss(anchors, keys, positive, temperature, exclude_self=False):
         z_b = unit(keys)  # (.., B, d)
         similarity = z_a @ z_b.mT / temperature  # (.., A, B)
 
-    # An anchor is not its own key: b = a leaves both sums.  The mask is the lowest number, not -inf:
-    # in a batch of one no key is left, and log_prob(a|a) would be -inf - (-inf) = NaN.
+    # An anchor is not its own key: b = a leaves both sums.  The mask is the lowest number instead
+    # of -inf: in a batch of one no key is left, and log_prob(a|a) would be -inf - (-inf) = NaN.
     if exclude_self:
         itself = torch.eye(len(positive), dtype=torch.bool, device=positive.device)  # (A, A)
         positive = positive & ~itself

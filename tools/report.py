@@ -292,7 +292,7 @@ def write_table(table, path):
 def parse_args(argv):
     p = Parser("tools.report", description=__doc__)
     add = p.add_argument
-    add("runs", nargs="+", metavar="RUN", help="folder of a finished run, or one that holds several")
+    add("runs", nargs="+", metavar="RUN", help="folder of a run, or one that holds several")
     add("--all", action="store_true", help="every rule (of two classes confidence leaves where "
         "entropy does), every run's histogram")
     add("--rule", choices=EXIT_RULES, default="entropy", help="who leaves when (%(default)s)")
