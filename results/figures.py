@@ -267,8 +267,11 @@ def tradeoff(args):
         raise InputError("none of these runs has several exits; train one with --exits all")
     kinds = by_label(runs)
     speeds = [1 + i / 20 for i in range(61)]
-    figure, axes = plt.subplots(figsize=(6, 3.1 + 0.2 * len(kinds)))
-    for label, colour, names in kinds:
+    longest = max(len(label) for label, _, _ in kinds)
+    columns = max(1, 66 // (longest + 14))  # of the legend: as many as fit
+    lines = math.ceil((len(kinds) + 1) / columns)
+    figure, axes = plt.subplots(figsize=(6, 3.2 + 0.2 * lines))
+    for number, (label, colour, names) in enumerate(kinds):
         scores = pandas.DataFrame(index=speeds)  # a column a run
         for name in names:
             of_run = rows[rows.run == name]
@@ -276,12 +279,15 @@ def tradeoff(args):
             scores[name] = [math.nan if row is None else row.score for row in found]
         mean = scores.mean(axis=1, skipna=False)
         sd = scores.std(axis=1, skipna=False, ddof=min(1, len(names) - 1))
-        axes.plot(speeds, mean, color=colour, label=f"{label} ({len(names)})")
+        # A marker of its own tells a method apart without colour.
+        look = {"marker": "osD^vPX"[number % 7], "markevery": (number, 10), "markersize": 5}
+        axes.plot(speeds, mean, color=colour, label=f"{label} ({len(names)})", **look)
         axes.fill_between(speeds, mean - sd, mean + sd, color=colour, alpha=0.12, linewidth=0)
     one = runs.iloc[0]
+    axes.axhline(one.majority_score, color="grey", linestyle=":", label="majority class")
     axes.set(title=args.rule, xlabel="counted speed-up")
     axes.set_ylabel(f"{one.task}, dev {one.metric}, mean ± sd (seeds)")
-    figure.legend(loc="outside upper center", fontsize="small")
+    figure.legend(loc="outside upper center", fontsize="small", ncols=columns)
     return figure
 
 
@@ -373,7 +379,9 @@ def draw(args):
     path = args.output or Path(f"{args.picture}.png")
 
     # Neither date nor version in the file, so that redrawing changes nothing.
-    metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
+    metadata = {"Software": None}
+    if path.suffix in (".svg", ".pdf"):
+        metadata = {"Creator": None, "Date" if path.suffix == ".svg" else "CreationDate": None}
     figure.savefig(path, dpi=110, metadata=metadata)
     plt.close("all")
     print(path)
@@ -383,7 +391,7 @@ def parse_args(argv):
     p = Parser("results/figures.py", description=__doc__)
     p.add_argument("picture", nargs="?", choices=PICTURES, help="see above")
     p.add_argument("runs", nargs="*", metavar="RUN", help="a folder, or the name of packed runs")
-    p.add_argument("--output", type=Path, metavar="FILE", help=".png or .svg (PICTURE.png here)")
+    p.add_argument("--output", type=Path, metavar="FILE", help="a .png, .svg or .pdf (PICTURE.png)")
     p.add_argument("--rule", choices=EXIT_RULES, default="entropy",
                    help="tradeoff: the exit rule (%(default)s)")
     p.add_argument("--exit", type=int, help="space: layer number of the exit (the deepest)")
