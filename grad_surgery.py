@@ -71,23 +71,22 @@ def acl_grad(ce_loss, acl_loss, parameters, weight, drop=True):
     # The paper's rule.  NaN fails both comparisons.  0 * g_ACL would not do: 0 * NaN is NaN.
     is_kept = not drop or 0 <= dot < float("inf")
 
-    def add(p, g, factor):
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-        p.grad.add_(g, alpha=factor)
-
     # g_CE becomes .grad without a copy where it is laid out as its parameter, which optimizers
     # rely on, and where autograd did not give out its memory twice, as for the terms of a sum.
     times_given = Counter(g.untyped_storage().data_ptr() for g in g_ce if g is not None)
     for p, a, b in zip(parameters, g_ce, g_acl):
-        if a is not None:
+        if a is not None and p.grad is not None:
+            p.grad.add_(a)
+        elif a is not None:
             is_alone = times_given[a.untyped_storage().data_ptr()] == 1
-            if p.grad is None and is_alone and a.stride() == p.stride():
+            if is_alone and a.stride() == p.stride():
                 p.grad = a
             else:
-                add(p, a, 1.0)
+                p.grad = torch.empty_like(p).copy_(a)
         if b is not None and is_kept:
-            add(p, b, weight)
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+            p.grad.add_(b, alpha=weight)
 
     # A length of 0 means a zero gradient (or one too small for float32); the product is then 0.
     length = ce_length * acl_length
