@@ -37,7 +37,7 @@ from tools import machine, models
 from tools.errors import InputError, Parser, one_line_errors
 from tools.geometry import geometry
 from tools.report import settings
-from tools.run import read_run, run_folders
+from tools.run import in_conflict, read_run, run_folders
 from tools.tradeoff import EXIT_RULES, at_speedup, dev_split
 
 # Okabe and Ito's colours, which can be told apart with any colour vision.
@@ -213,7 +213,7 @@ def angles(args):
                   facecolor=(colour, 0.2), edgecolor=colour)
 
         # The share of conflicts in each bin of steps.
-        is_conflict = ~(steps.angle <= 90)
+        is_conflict = in_conflict(steps)
         width = math.ceil(steps.step.max() / 15)
         shares = 100 * is_conflict.groupby((steps.step - 1) // width).mean()
         label += f": {100 * is_conflict.mean():.0f} % of {len(steps)} steps over 90°"

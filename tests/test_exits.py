@@ -69,3 +69,9 @@ def test_early_exit_in_train_mode_is_that_of_evaluation_mode():
     with pytest.raises(ZeroDivisionError):
         exits.early_exit(model, batch, lambda logits: 1 / 0)
     assert [module.training for module in model.modules()] == modes
+
+
+def test_threshold_1_lets_even_the_unsure_leave():
+    """Equal logits have the normalised entropy 1, which rounding must not exceed."""
+    for K in range(2, 40):
+        assert exits.entropy(torch.zeros(1, 3, K), threshold=1.0).all(), K

@@ -164,6 +164,16 @@ def test_there_are_as_many_answers_as_rows(one_text, capsys, tmp_path):
     assert answers(capsys, one_text, "new.csv")["second"].tolist() == ["fine film", "", "nasty"]
 
 
+def test_earlier_answers_are_not_replaced(one_text, capsys, tmp_path):
+    (tmp_path / "new.csv").write_text("second\nfine film\n")
+    answers(capsys, one_text, "new.csv")
+    before = Path("new_predictions.tsv").read_bytes()
+    assert "new_predictions.tsv exists" in refused(capsys, one_text, "new.csv")
+    assert Path("new_predictions.tsv").read_bytes() == before
+    assert small.call(predict.main, one_text, "new.csv", "--output", "other.tsv") == 0
+    assert Path("other.tsv").read_bytes() == before
+
+
 BAD = {  # name: (file name, its bytes or None, options, words of the message)
     "no file": ("new.csv", None, [], "new.csv is missing"),
     "other columns": ("new.csv", b"text\nA\n", [], "first, second; its columns are text"),

@@ -132,9 +132,12 @@ def test_methods_side_by_side(runs, capsys):
     assert "#" in printed(capsys, *runs.values(), "--all")  # each run's histogram
 
 
-def test_a_folder_of_runs_stands_for_all_of_them(whole_runs, capsys):
-    together = printed(capsys, whole_runs["first"].parent)
-    assert together == printed(capsys, *sorted(set(whole_runs["first"].parent.iterdir())))
+def test_a_folder_of_runs_stands_for_all_of_them(runs, tmp_path, capsys):
+    assert printed(capsys, tmp_path) == printed(capsys, *sorted(runs.values()))
+
+    # One that is unfinished is named, not passed over.
+    (runs["second"] / "result.json").unlink()
+    assert f"Left out: {runs['second']} is no finished run" in printed(capsys, tmp_path)
 
 
 def test_settings_by_hand():
@@ -155,7 +158,7 @@ def test_what_was_not_trained_alike_stands_apart_and_is_said(runs, capsys):
     change_json(runs["second"] / "config.json", epochs=9)
     text = printed(capsys, runs["first"], runs["second"])
     assert cells(text, "Not trained alike, epochs:") == (
-        "{'acl-cl, epochs 2 x1': 2, 'acl-cl, epochs 9 x1': 9}".split()
+        "2 (acl-cl, epochs 2 x1); 9 (acl-cl, epochs 9 x1)".split()
     )
     assert "  acl-cl, epochs 2 x1 acl-cl, epochs 9 x1\n" in text
 

@@ -143,7 +143,8 @@ def print_several(frame, rules):
     kinds = frame.drop_duplicates("setting").set_index("setting")
     for option in TRAINED_ALIKE:
         if kinds[option].map(str).nunique() > 1:
-            print(f"Not trained alike, {option}: {kinds[option].to_dict()}")
+            words = [f"{value} ({setting})" for setting, value in kinds[option].items()]
+            print(f"Not trained alike, {option}: {'; '.join(words)}")
 
     scores = [at_a_glance(run, rules).score for run in frame.run]
     print_blocks(frame, {"score": pandas.DataFrame(scores, frame.index), **blocks_of(frame)})
