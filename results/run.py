@@ -40,6 +40,8 @@ SEEDS = {
     "vanilla": 5,  # and one exit
     "pilot_temperature0.1": 3,  # the paper's pilot: angles, nothing dropped
     "multi_random-batches": 3,  # the main tables without batches of similar length
+    "multi_batch64": 3,  # and with batches of 64 instead of 32
+    "default": 3,  # train.py's own settings
     "multi_lr1e-4": 3,  # before the rate was tuned on each task
     "ablate": 1,  # one change at a time to those
     "tries": 2,  # what might help the shallow exits, on slices of train
@@ -144,6 +146,14 @@ ROWS = [
      "--temperature 0.1"),
     ("multi_random-batches", "ce scl acl-grad acl-cl", "rte mrpc",
      "--change random-batches --exits all {epochs} {lr} {sample} {setting}"),
+    ("multi_batch64", "ce scl acl-grad acl-cl", "mrpc rte",
+     "--exits all {epochs} {lr} {sample} {setting} --batch-size 64"),
+
+    # As `python train.py --task rte --method acl-cl` trains, but for the encoder; then with the
+    # tables' rates, epochs, weight and temperature.
+    ("default/as-it-is", "ce acl-cl", "mrpc rte", "--exits all --pooling cls"),
+    ("default/tuned", "ce acl-cl", "mrpc rte",
+     "--exits all --pooling cls {epochs} {lr} {setting}"),
 
     # Changes on slices of train.  Without the gate, which would drop 2 % there.
     ("tries/depth", "ce acl-cl kd acl-grad", OTHERS,
