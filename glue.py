@@ -5,6 +5,7 @@ unknown).  Tokenised, it has input_ids and token_type_ids in place of the texts.
 lazily; split["label"][:] is a list.  Source of tasks and metrics: GLUE (arXiv 1804.07461).
 """
 
+import statistics
 from functools import partial
 from typing import NamedTuple
 
@@ -123,11 +124,6 @@ def tokenize(split, tokenizer, max_length):
     return split.map(tokenize_some, batched=True, remove_columns=columns, keep_in_memory=True)
 
 
-def tokenize_all(splits, tokenizer, max_length):
-    """{name: split of texts} -> {name: split of tokens}."""
-    return {name: tokenize(split, tokenizer, max_length) for name, split in splits.items()}
-
-
 def row_lengths(split):
     """Tokenised split -> (R,) int64, the number of tokens of each sample."""
     return torch.tensor([len(tokens) for tokens in split["input_ids"]])
@@ -179,55 +175,43 @@ def accuracy(predictions, labels):
     return 100 * (predictions == labels).double().mean().item()
 
 
-def f1(predictions, labels):
-    """F1 of class 1 of two, in points: 2 TP / (2 TP + FP + FN); 0 if no label or prediction is 1.
+def outcomes(predictions, labels):
+    """True positives, false positives, false negatives and true negatives of class 1 of two.
 
-    More classes are a ValueError, because GLUE uses it for two only; for more there is macro_f1.
+    GLUE has metrics of two classes only; more are a ValueError.
     """
     both = torch.cat([predictions, labels])
     if both.numel() and not 0 <= both.min() <= both.max() <= 1:
-        raise ValueError("f1 is of the classes 0 and 1; use macro_f1 for more")
-    true_positives = (predictions * labels).sum().item()
-    called_or_is = (predictions + labels).sum().item()
-    return 200 * true_positives / max(called_or_is, 1)
+        raise ValueError("this metric is of the classes 0 and 1; use macro_f1 for more")
+    is_true = predictions == labels
+    is_positive = predictions == 1
+    cells = (is_true & is_positive, ~is_true & is_positive, ~is_true & ~is_positive,
+             is_true & ~is_positive)
+    return [cell.sum().item() for cell in cells]
 
 
-def counts(predictions, labels):
-    """How often each class is rightly predicted, predicted, and in the labels: three (K,) int64."""
-    # K is not known here; classes after the last one that occurs would count 0 anyway.
-    size = int(torch.cat([predictions, labels]).max()) + 1
-    right = labels[predictions == labels]
-    return [torch.bincount(x, minlength=size) for x in (right, predictions, labels)]
+def f1(predictions, labels):
+    """F1 of class 1 of two, in points: 2 TP / (2 TP + FP + FN); 0 if class 1 never occurs."""
+    TP, FP, FN, _ = outcomes(predictions, labels)
+    return 200 * TP / max(2 * TP + FP + FN, 1)
 
 
 def macro_f1(predictions, labels):
     """Mean of each class's F1, in points (0 to 100), over the classes that occur in either."""
-    right, predicted, there = counts(predictions, labels)
-    occurs = predicted + there > 0
-    each = 2 * right[occurs].double() / (predicted + there)[occurs]
-    return 100 * each.mean().item()
+    classes = torch.cat([predictions, labels]).unique()
+    each = [f1((predictions == k).long(), (labels == k).long()) for k in classes]
+    return statistics.mean(each)
 
 
 def matthews(predictions, labels):
-    """Matthews' correlation of K classes, in points (-100 to 100); 0 where either is constant.
+    """Matthews' correlation of two classes, in points (-100 to 100); 0 where either is constant.
 
-    Gorodkin's R_K (2004): with c of R right, p_k predictions and t_k labels of class k,
-    (c R - sum_k p_k t_k) / sqrt((R^2 - sum_k p_k^2) (R^2 - sum_k t_k^2)).
+    (TP TN - FP FN) / sqrt((TP + FP) (TP + FN) (TN + FP) (TN + FN))
     """
-    right, predicted, there = (x.tolist() for x in counts(predictions, labels))
-    total = sum(there)
-    by_chance = sum(p * t for p, t in zip(predicted, there))
-
-    # Half of each bracket is the number of pairs whose classes differ, a whole number.  So only
-    # integers occur before the root, and two classes give the two-class formula to the bit.
-    pairs_predicted = (total**2 - sum(p * p for p in predicted)) // 2
-    pairs_there = (total**2 - sum(t * t for t in there)) // 2
-    product = pairs_predicted * pairs_there
-
-    # Either is constant: 0 by convention, as in scikit-learn.
-    if product == 0:
-        return 0.0
-    return 100 * (sum(right) * total - by_chance) / (2 * product**0.5)
+    TP, FP, FN, TN = outcomes(predictions, labels)
+    # Only integers occur before the root.  Where either is constant, 0 by convention.
+    product = (TP + FP) * (TP + FN) * (TN + FP) * (TN + FN)
+    return 100 * (TP * TN - FP * FN) / product**0.5 if product else 0.0
 
 
 METRICS = {"accuracy": accuracy, "f1": f1, "macro_f1": macro_f1, "matthews": matthews}
@@ -235,8 +219,6 @@ METRICS = {"accuracy": accuracy, "f1": f1, "macro_f1": macro_f1, "matthews": mat
 
 def score(metrics, logits, labels):
     """{metric: points} of logits (R, K) against labels (R,), in the order of `metrics`."""
-    if "f1" in metrics and logits.shape[-1] != 2:
-        raise ValueError(f"f1 is of two classes, not {logits.shape[-1]}; use macro_f1")
     predictions = logits.argmax(dim=-1)
     return {name: METRICS[name](predictions, labels) for name in metrics}
 

@@ -458,7 +458,8 @@ def train_method(args, planned, device):
     for seed, folder, state in planned:
         model, tokenizer = models.build_model(args, seed, len(task.labels), device)
         if tokens is None:
-            tokens = glue.tokenize_all(texts, tokenizer, args.max_length)
+            tokens = {name: glue.tokenize(split, tokenizer, args.max_length)
+                      for name, split in texts.items()}
             config = run.config_of(args, seed, task, tokens, model, device)
             for other_seed, other, _ in planned:
                 run.check_same(other, {**config, "seed": other_seed})

@@ -1,6 +1,5 @@
 """glue.py without files: metrics, tokens, batches, --limit-train and --holdout; and the demo."""
 
-import math
 import random
 
 import datasets
@@ -32,12 +31,11 @@ def slow_metrics(predictions, labels):
         right = sum(p == y == k for p, y in zip(predictions, labels))
         f1s.append(2 * right / (predictions.count(k) + labels.count(k)))
 
-    # R_K is the correlation of two tables of indicators, classes in columns.
-    indicators = numpy.eye(max(predictions + labels) + 1)
-    X = indicators[predictions] - indicators[predictions].mean(axis=0)
-    Y = indicators[labels] - indicators[labels].mean(axis=0)
-    spread = math.sqrt((X * X).sum() * (Y * Y).sum())
-    return [100 * numpy.mean(f1s), 100 * (X * Y).sum() / spread if spread else 0]
+    # The correlation of two vectors of 0 and 1; a constant one has none.
+    both = numpy.array([predictions, labels])
+    is_constant = (both == both[:, :1]).all(axis=1).any()
+    correlation = 0 if is_constant else numpy.corrcoef(both)[0, 1]
+    return 100 * numpy.mean(f1s), 100 * correlation
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3, 7, 150])
@@ -47,8 +45,10 @@ def test_metrics_are_their_slow_forms(classes, size):
     labels = [draw.randrange(classes) for _ in range(size)]
     predictions = [y if draw.random() < 0.5 else draw.randrange(classes) for y in labels]
     pair = torch.tensor(predictions), torch.tensor(labels)
-    values = [glue.macro_f1(*pair), glue.matthews(*pair)]
-    assert values == pytest.approx(slow_metrics(predictions, labels))
+    macro_f1, matthews = slow_metrics(predictions, labels)
+    assert glue.macro_f1(*pair) == pytest.approx(macro_f1)
+    if classes <= 2:
+        assert glue.matthews(*pair) == pytest.approx(matthews)
 
 
 def test_metrics_by_hand():
@@ -58,19 +58,18 @@ def test_metrics_by_hand():
     assert glue.accuracy(predictions, labels) == 62.5
     assert glue.f1(predictions, labels) == 200 * 2 / (2 * 2 + 1 + 2)
     assert glue.f1(0 * labels, labels) == 0
+    with pytest.raises(ValueError, match="macro_f1"):
+        glue.f1(predictions, 2 * labels)
 
 
 def test_score_and_majority_score():
     logits = torch.tensor([[0.0, 1], [1, 0]])
     labels = torch.tensor([1, 1])
     assert glue.score(("accuracy", "f1"), logits, labels) == {"accuracy": 50, "f1": 200 / 3}
-    with pytest.raises(ValueError, match="macro_f1"):
-        glue.score(("accuracy", "f1"), torch.eye(5)[:2], labels)
 
     # Class 1 is the most frequent: always answering it is right in 3 of 5.
-    labels = torch.tensor([1, 0, 1, 2, 1])
-    assert glue.majority_score(labels, "accuracy") == 60
-    assert glue.majority_score(labels, "matthews") == 0
+    assert glue.majority_score(torch.tensor([1, 0, 1, 2, 1]), "accuracy") == 60
+    assert glue.majority_score(torch.tensor([1, 0, 1]), "matthews") == 0
 
 
 # ------------------------------------------------------------------------------ tokens
@@ -169,8 +168,9 @@ def test_the_demo_is_the_same_everywhere():
         ("emma warned henry", "henry was never warned by emma"),
     ]
     _, tokenizer = demo.demo_encoder()
-    tokens = glue.tokenize_all(splits, tokenizer, 128)
-    fingerprints = {name: data.fingerprint(split) for name, split in tokens.items()}
+    fingerprints = {}
+    for name, split in splits.items():
+        fingerprints[name] = data.fingerprint(glue.tokenize(split, tokenizer, 128))
     assert fingerprints == {
         "train": "8ce7a46831bb9595",
         "dev": "a006d035fda13f42",

@@ -100,7 +100,7 @@ def test_settings_and_speeds():
     assert rows.speedup.max() == 6
 
 
-@pytest.mark.parametrize("K, metric", [(2, "accuracy"), (5, "macro_f1"), (150, "matthews")])
+@pytest.mark.parametrize("K, metric", [(2, "accuracy"), (5, "macro_f1"), (150, "accuracy")])
 def test_each_row_by_the_slow_way(K, metric):
     """The middle setting of each rule, sample for sample and exit for exit."""
     torch.manual_seed(K)
