@@ -26,6 +26,7 @@ from tools.run import read_run
 
 torch.set_num_threads(1)  # small tensors: a second thread only waits
 FAMILIES = [("bert", "cls"), ("roberta", "cls"), ("albert", "cls"), ("electra", "mean"),
+            ("xlm-roberta", "cls"), ("camembert", "cls"),
             ("distilbert", "mean"), ("mpnet", "mean"), ("modernbert", "mean")]
 each_family = pytest.mark.parametrize("kind, pooling", FAMILIES)
 
@@ -50,29 +51,16 @@ def test_any_encoder_trains(kind, pooling):
 
 @each_family
 def test_early_exit_walks_layers_like_berts_and_refuses_others(kind, pooling):
-    """A model that is refused once is refused again."""
+    """A walk that were let through but is another than the encoder's own would answer wrongly."""
     model = small_model(5, "all", pooling, num_labels=3, kind=kind)
     batch = small_batch(12, 8)
-    for _ in range(2):
-        if kind in ("bert", "roberta", "electra"):
-            logits, _ = exits.early_exit(model, batch, None)
-            with torch.no_grad():
-                assert torch.allclose(logits, model.eval()(batch)[1][-1], atol=1e-5)
-            continue
-        with pytest.raises(InputError, match=f"this {kind} encoder.*counted speed-ups") as refusal:
+    if kind in encoders.LIKE_BERT:
+        logits, _ = exits.early_exit(model, batch, None)
+        with torch.no_grad():
+            assert torch.allclose(logits, model.eval()(batch)[1][-1], atol=1e-5)
+    else:
+        with pytest.raises(InputError, match=f"this {kind} encoder.*counted speed-ups"):
             exits.early_exit(model, batch, None)
-        assert "\n" not in str(refusal.value)
-
-
-def test_another_walk_than_the_encoders_is_noticed():
-    """As a new release of transformers might bring: something more around the layers."""
-    def scale(module, inputs, outputs):
-        outputs.hidden_states = [1.01 * hidden for hidden in outputs.hidden_states]
-
-    model = small_model()
-    model.encoder.register_forward_hook(scale)
-    with pytest.raises(InputError, match="cannot walk the layers.*not close"):
-        exits.early_exit(model, small_batch(2, 5), None)
 
 
 def test_what_roberta_has_otherwise():
@@ -80,11 +68,16 @@ def test_what_roberta_has_otherwise():
     segments = {"token_type_ids": torch.ones_like(batch["input_ids"])}
     assert torch.equal(model(batch | segments)[0], model(batch)[0])
     assert model.dropout.p == 0.1
-    assert encoders.max_length_of(small_encoder("bert")) == 64
-    assert encoders.max_length_of(model.encoder) == 62
-    model(small_batch(2, 62, ragged=False))
-    with pytest.raises((IndexError, RuntimeError)):
-        model(small_batch(2, 63, ragged=False))
+
+
+@pytest.mark.parametrize("kind, room", [("bert", 64), ("roberta", 62), ("mpnet", 62)])
+def test_a_sample_has_no_more_tokens_than_the_encoder_has_positions(kind, room, tmp_path):
+    """RoBERTa and MPNet count them from 2."""
+    _, tokenizer = models.load_encoder(write_model(tmp_path, "nothing"))
+    model = small_model(kind=kind)
+    models.try_out(model, tokenizer, room)
+    with pytest.raises(InputError, match=f"this {kind} encoder .* --max-length {room + 1} "):
+        models.try_out(model, tokenizer, room + 1)
 
 
 # -------------------------------------------------------------------------- models on disk
@@ -93,7 +86,7 @@ def test_what_roberta_has_otherwise():
 def write_model(folder, lost):
     """A model folder that lacks the weights of this name."""
     encoder = small_encoder()
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "word"]
+    words = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", "word"]
     BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
     encoder.config.save_pretrained(folder)
     weights = {name: w for name, w in encoder.state_dict().items() if lost not in name}
@@ -120,7 +113,7 @@ def test_models_that_cannot_be_used(tmp_path, capsys):
         file.unlink()
     folders["cannot load the model"] = write_model(tmp_path / "torn", "nothing")
     (tmp_path / "torn" / "model.safetensors").write_bytes(b"torn")
-    folders["a bart encoder cannot be used here"] = write_model(tmp_path / "bart", "nothing")
+    folders["this bart encoder cannot be used"] = write_model(tmp_path / "bart", "nothing")
     small_encoder("bart").save_pretrained(tmp_path / "bart")
     for words, folder in folders.items():
         argv = [*task, "--method", "ce", "--pooling", "mean", "--model", folder]

@@ -6,10 +6,9 @@ input; 130 Ctrl-C.  An error that nobody expected keeps its traceback.
 
 import argparse
 import contextlib
-import difflib
 import os
+import re
 import sys
-from pathlib import Path
 
 
 class InputError(Exception):
@@ -25,8 +24,6 @@ def reading(path):
         raise
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
-    except MemoryError:
-        raise
     except Exception as error:  # the libraries' errors for a torn file have many classes
         raise InputError(f"cannot read {path}: {reason(error)}") from error
 
@@ -46,24 +43,16 @@ def one_line_errors(program):
         line, status = error, 2
     except KeyboardInterrupt:
         line, status = "interrupted", 130
-    except BrokenPipeError:  # the reader has gone, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except (FloatingPointError, OSError) as error:  # NaN; a full disk, a folder without rights
         line, status = error, 1
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        # torch has a class of its own for a GPU's memory; on a CPU only the text tells.
+        if not re.search("MemoryError|out of memory|allocate memory", reason(error)):
             raise
         line = f"out of memory ({reason(error)}); use a smaller --batch-size or --max-length"
         status = 1
     print(f"{program}: {' '.join(str(line).split())}", file=sys.stderr)
     sys.exit(status)
-
-
-def is_out_of_memory(error):
-    """torch has a class of its own for a GPU's memory; on a CPU only the text tells."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,38 +62,8 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*arguments, allow_abbrev=False, **options)
 
-    def parse_args(self, args=None, namespace=None):
-        # A misspelt option first: argparse itself would name the one that it leaves missing.
-        for word in sys.argv[1:] if args is None else args:
-            option = word.partition("=")[0]
-            if option.startswith("--") and option not in self._option_string_actions:
-                self.error(f"there is no option {option}{self.hint(option)}")
-        return super().parse_args(args, namespace)
-
-    def hint(self, option):
-        """The option whose help speaks of it (--tau, --lambda), or one of a similar name."""
-        word = option.strip("-")
-        similar = [name for name, action in self._option_string_actions.items()
-                   if word in (action.help or "").split()]
-        similar += difflib.get_close_matches(option, self._option_string_actions, n=1)
-        return f", did you mean {similar[0]}?" if similar else ""
-
     def error(self, message):
         # Under torchrun every process reads the same options, and the first one speaks.
         is_first = os.environ.get("RANK", "0") == "0"
         line = f"{self.prog}: {message}; --help shows all options\n"
         self.exit(2, line if is_first else None)
-
-
-def is_here(option, name):
-    """Whether `name`, the value of --data or --model, is a path; otherwise it is a hub id.
-
-    Raises InputError for what can only be a path and does not exist: nobody asks the hub for it.
-    """
-    path = Path(name)
-    if path.exists():
-        return True
-    looks_local = path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2
-    if looks_local or path.parent.name and path.parent.exists():
-        raise InputError(f"{option} {name}: there is no such file or folder")
-    return False
