@@ -10,7 +10,8 @@ from transformers.masking_utils import create_bidirectional_mask
 from tools.errors import InputError
 
 # Those whose layers early exit can walk; tests/test_encoders.py compares the walk with their own.
-LIKE_BERT = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+LIKE_BERT = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "ernie", "data2vec-text",
+             "convbert", "mobilebert")
 
 
 def inputs_for(encoder, batch):
