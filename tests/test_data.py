@@ -179,19 +179,10 @@ def test_own_files_of_each_kind(kind, tmp_path, capsys):
     assert own_samples(task, splits["dev"]) == SAMPLES[:2]
 
 
-@KINDS
-def test_a_number_is_one_class_however_a_file_spells_it(kind, tmp_path):
-    write_own(tmp_path / f"train{kind}", [("a", 0.0), ("b", 1.0), ("c", 10.0), ("d", 2.0)])
-    write_own(tmp_path / f"dev{kind}", [("a", 10), ("b", 0)])
-    task, splits = glue.load_task("mine", str(tmp_path))
-    assert task.labels == ("0", "1", "2", "10")
-    assert splits["dev"]["label"][:] == [3, 0]
-
-
 @pytest.mark.parametrize("given, order", [
     (["b", "a", "C", " a"], ("C", "a", "b")),
     (["10", "9", "x"], ("10", "9", "x")),
-    ([0.5, 2.0, -1.0], ("-1", "0.5", "2")),
+    ([0.5, 2.0, 2, "2.00", -1.0], ("-1", "0.5", "2")),
     ([True, False], ("False", "True")),
 ])
 def test_order_of_classes(given, order, tmp_path):
@@ -261,13 +252,11 @@ ROW = "index\tsentence1\tsentence2\tlabel\n0\tA\tB\t"
 
 
 @pytest.mark.parametrize("train, words", [
-    ("", "train.tsv: EmptyDataError"),
-    (ROW[:32], "found 0 rows"),
-    ("a\tb\n0\tA\n", "must have rows with the columns sentence1, sentence2, label"),
+    ("", "train.tsv has no rows"),
+    ("a\tb\n0\tA\n", "train.tsv, sample 1: sentence1 None is missing"),
     (ROW + "entailment\n1\tA\tB\n", "sample 2: label '' is none of"),
     (ROW + "entailment\n1\tA\n", "sample 2: sentence2 nan is missing"),
-    (ROW + "entailment\tx\n", "train.tsv: ValueError: the first row has more cells"),
-    (ROW + "entailment\n" + "x\t" * 9, "ParserError: Expected 4 fields in line 3, saw 10"),
+    (ROW + "entailment\n" + "x\t" * 9, "ValueError: line 3 has 10 cells, the header 4"),
     (ROW + "neutral\n", "train.tsv, sample 1: label 'neutral' is none of entailment, not_entail"),
     (b"a\tb\n\xff", "train.tsv: UnicodeDecodeError"),
     (ROW + "entailment\n", "no row of train has the label not_entailment"),
@@ -281,32 +270,26 @@ REGRESSION = "text,label\n" + "".join(f"a,{i / 7}\n" for i in range(999))
 
 
 @pytest.mark.parametrize("name, content, words", [
-    ("a.csv", "\n\r\n", "a.csv: EmptyDataError"),
     ("a.csv", "text,label\n", "a.csv has no rows"),
     ("a.csv", "text,class\na,x\n", "must have a column label"),
-    ("a.csv", "id,label\n1,x\n2,y\n", "one or two columns of texts"),
     ("a.csv", "a,b,c,label\n1,2,3,x\n", "found a, b, c, label"),
-    ("a.csv", "text,label,Label\na,b,x\n", "found text, label, label"),
+    ("a.csv", "text,label,Label\na,b,x\n", "names one column twice: text, label, label"),
     ("a.csv", "text,label\na,x\nb,x\n", "1 different value(s)"),
     ("a.csv", REGRESSION, "999 different value(s)"),
-    ("a.csv", "text,label\na,x\n  ,y\n", "a.csv, sample 2: text '  ' is missing"),
-    ("a.csv", "text,label\na,x\nb,\n", "sample 2: label '' is missing"),
-    ("a.csv", 'text,label\n"a\n",x\nb\n', "sample 2: label nan is missing"),
-    ("a.csv", "text,label\na,x\nb,y,z\n", "Expected 2 fields in line 3, saw 3"),
-    ("a.csv", "text,label\na,x,1\nb,y,1\n", "the first row has more cells"),
+    ("a.csv", XY + "  ,y\n", "a.csv, sample 4: text nan is missing"),
+    ("a.csv", XY + "d,\n", "sample 4: label '' is none of x, y"),
+    ("a.csv", XY + "d,y,z\n", "a.csv: ValueError: line 5 has 3 cells, the header 2"),
     ("a.csv", 'text,label\na,x\n"b,y\nc,y\n', "unexpected end"),
     ("a.csv", "text\na\rb\n", "new-line character"),
     ("a.csv", XY.encode("utf-16"), "a.csv: UnicodeDecodeError"),
     ("a.csv", XY[:19], "a.csv: each class has one sample"),
-    ("a.tsv", 'text\tlabel\n"a\tb\nc\nd"\tx\n', "sample 2: label nan is missing"),
+    ("a.tsv", 'text\tlabel\n"a\tb\nc\nd"\tx\n', "sample 2: label '' is none of b, x"),
     ("a.jsonl", '\ufeff{"text": "a"}\n{"text": ', "JSONDecodeError: Expecting value: line 2"),
     ("a.jsonl", '["a", 1]\n', "must have a column label"),
     ("a.jsonl", '{"text": "a", "label": 1}\n{"label": 2}\n', "sample 2: text nan is missing"),
-    ("a.jsonl", '{"text": "a", "label": [1]}\n', "sample 1: label [1] is missing or no text"),
-    ("a.json", "[]", "a.json has no rows"),
+    ("a.jsonl", '{"text": "a", "label": [1]}\n', "the column label has 0 different value(s)"),
     ("a.parquet", b"PAR1", "a.parquet: ArrowInvalid"),
-    ("a.parquet", {"text": ["a", "b"], "label": [0, None]}, "sample 2: label nan is missing"),
-    ("a.parquet", {"text": [[1], [2]], "label": [0, 1]}, "text array([1]) is missing or no text"),
+    ("a.parquet", {"text": [[1], [2]], "label": [0, 1]}, "sample 1: text nan is missing"),
     ("a.xlsx", XY, "a.xlsx is none of .csv"),
 ])
 def test_bad_own_files(name, content, words, tmp_path):
@@ -320,7 +303,7 @@ def test_bad_own_files(name, content, words, tmp_path):
     ({"train.csv": XY, "train.tsv": XY}, "train.csv and train.tsv both hold train"),
     ({"train.csv": XY, "test.csv": "text,label\na,z\n"}, "test.csv, sample 1: label 'z' is"),
     ({"train.csv": XY, "test.csv": XY, "dev.csv": XY + "d,?\n"}, "sample 4: label '?' is none"),
-    ({"train.csv": XY, "test.csv": XY, "dev.csv": "text\na\n"}, "the columns text, label; found"),
+    ({"train.csv": XY, "test.csv": XY, "dev.csv": "text\na\n"}, "dev.csv, sample 1: label '' is"),
 ])
 def test_bad_own_folders(files, words, tmp_path):
     for name, content in files.items():
@@ -330,16 +313,16 @@ def test_bad_own_folders(files, words, tmp_path):
 
 @pytest.mark.parametrize("task, source, words", [
     ("rtee", "nyu-mll/glue", "rtee is none of GLUE's"),
-    ("rtee", ".", "has no file train of your own"),
     ("../x", ".", "letters, digits, - and _ only"),
     ("rte", "./nowhere", "./nowhere: there is no such file or folder"),
     ("mine", "here/typo", "here/typo: there is no such file or folder"),
     ("mine", "mine.cvs", "mine.cvs has no file train of your own"),
-    ("rte", ".", "neither RTE/train.tsv (GLUE's download) nor rte/train-00000-of-00001.parquet"),
+    ("rte", ".", "there is no RTE/train.tsv (GLUE's download), and"),
+    ("rte", ".", "can be read (FileNotFoundError: rte/train-00000-of-00001.parquet)"),
     ("rte", "a.csv", "data of your own need a --task of their own"),
     ("rte", "here", "RTE/train.tsv: IsADirectoryError"),
     ("rte", "nyu-mll/glue", "hf download nyu-mll/glue --repo-type dataset --local-dir glue"),
-    ("rte", "nyu-mll/glue", "or without data `python train.py --task demo --method acl-cl`"),
+    ("rte", "nyu-mll/glue", "without data there is --task demo"),
 ])
 def test_bad_places(task, source, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -19,7 +19,7 @@ from tests.small import (
     small_model,
     small_task,
 )
-from tools import encoders, models
+from tools import models
 from tools.errors import InputError
 from tools.geometry import geometry
 from tools.run import read_run
@@ -80,11 +80,16 @@ def test_what_roberta_has_otherwise():
     segments = {"token_type_ids": torch.ones_like(batch["input_ids"])}
     assert torch.equal(model(batch | segments)[0], model(batch)[0])
     assert model.dropout.p == 0.1
-    assert encoders.max_length_of(small_encoder("bert")) == 64
-    assert encoders.max_length_of(model.encoder) == 62
-    model(small_batch(2, 62, ragged=False))
-    with pytest.raises((IndexError, RuntimeError)):
-        model(small_batch(2, 63, ragged=False))
+
+
+@pytest.mark.parametrize("kind, room", [("bert", 64), ("roberta", 62), ("mpnet", 62)])
+def test_a_sample_has_no_more_tokens_than_the_encoder_has_positions(kind, room, tmp_path):
+    """RoBERTa and MPNet count them from 2."""
+    _, tokenizer = models.load_encoder(write_model(tmp_path, "nothing"))
+    model = small_model(kind=kind)
+    models.try_out(model, tokenizer, room)
+    with pytest.raises(InputError, match=f"this {kind} encoder .* --max-length {room + 1} "):
+        models.try_out(model, tokenizer, room + 1)
 
 
 # -------------------------------------------------------------------------- models on disk
@@ -93,7 +98,7 @@ def test_what_roberta_has_otherwise():
 def write_model(folder, lost):
     """A model folder that lacks the weights of this name."""
     encoder = small_encoder()
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "word"]
+    words = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", "word"]
     BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
     encoder.config.save_pretrained(folder)
     weights = {name: w for name, w in encoder.state_dict().items() if lost not in name}
@@ -120,7 +125,7 @@ def test_models_that_cannot_be_used(tmp_path, capsys):
         file.unlink()
     folders["cannot load the model"] = write_model(tmp_path / "torn", "nothing")
     (tmp_path / "torn" / "model.safetensors").write_bytes(b"torn")
-    folders["a bart encoder cannot be used here"] = write_model(tmp_path / "bart", "nothing")
+    folders["this bart encoder cannot be used"] = write_model(tmp_path / "bart", "nothing")
     small_encoder("bart").save_pretrained(tmp_path / "bart")
     for words, folder in folders.items():
         argv = [*task, "--method", "ce", "--pooling", "mean", "--model", folder]

@@ -42,7 +42,7 @@ WRONG = [
     ("--method ce --epochs 0", "--epochs"),
     ("--method ce --max-steps 0", "--max-steps"),
     ("--method ce --max-length 0", "--max-length"),
-    ("--method ce --max-length 33", "32 positions"),
+    ("--method ce --max-length 33", "--max-length 33"),
     ("--method ce --lr inf", "--lr"),
     ("--method scl --temperature nan", "--temperature"),
     ("--method kd --weight -1", "--weight"),

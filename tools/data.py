@@ -38,54 +38,44 @@ def read_glue(task, data, names):
 
 def read_glue_split(task, data, name):
     """One split of a GLUE task, from where `data` has it."""
-    hub_name = name.replace("dev", "validation")
-    if not is_here("--data", data):
-        return load_from_hub(task, data, hub_name)
-
     download = Path(data, task.folder, f"{name}.tsv")
     if download.exists():
         table = read_download(task, download)
         return make_split(download, table, task.text_columns, task.labels, name)
 
+    # The hub's files, whose labels are numbers already.
+    hub_name = name.replace("dev", "validation")
     copy = Path(data, task.name, f"{hub_name}-00000-of-00001.parquet")
-    if copy.exists():
-        with reading(copy):  # the labels are numbers already
-            table = pandas.read_parquet(copy)[[*task.text_columns, "label"]]
-        return Dataset.from_pandas(table)
-    raise InputError(
-        f"--data {data} holds no {name} of {task.name}: neither {download} (GLUE's download) nor "
-        f"{copy} (a copy of the hub's nyu-mll/glue); data of your own need a --task of their own"
-    )
+    has_files = is_here("--data", data)
+    try:
+        if has_files:
+            split = Dataset.from_pandas(pandas.read_parquet(copy))
+        else:
+            split = datasets.load_dataset(data, task.name, split=hub_name)
+        return split.select_columns([*task.text_columns, "label"])
+    except Exception as error:  # no network, no such id: the libraries' errors have many classes
+        raise InputError(
+            f"--data {data} holds no {name} of {task.name}: there is no {download} (GLUE's "
+            "download), and neither a copy of the hub's nyu-mll/glue nor the hub can be read "
+            f"({reason(error)}).  Where there is a network, `hf download nyu-mll/glue --repo-type "
+            "dataset --local-dir glue` makes a copy for --data glue; without data there is "
+            "--task demo; data of your own need a --task of their own"
+        ) from error
 
 
 def read_download(task, path):
     """A file of GLUE's download -> table with the hub's names of the columns."""
     hub_columns = dict(zip(task.tsv_columns, task.text_columns)) | {task.tsv_label: "label"}
-    options = {"sep": "\t", "quoting": csv.QUOTE_NONE}  # quotes are plain characters
-    if task.name == "cola" and path.name != "test.tsv":
-        options["names"] = COLA_COLUMNS
-    with reading(path):
-        table = read_rows(path, hub_columns, **options).rename(columns=hub_columns)
+    header = COLA_COLUMNS if task.name == "cola" and path.name != "test.tsv" else None
+    options = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}  # quotes are plain characters
+    with reading(path), open(path, encoding="utf-8-sig", newline="\n") as lines:
+        table = read_rows(lines, header, list(hub_columns), **options).rename(columns=hub_columns)
     if task.name == "qqp" and path.name == "train.tsv":
         # A known fault of the download.
         is_short = table.isna().any(axis=1)
         say(f"{path}: {is_short.sum()} rows are too short and skipped", file=sys.stderr)
         table = table[~is_short]
     return table
-
-
-def load_from_hub(task, data, hub_name):
-    """A split of the hub's `data`, or from the library's cache -> Dataset."""
-    try:
-        split = datasets.load_dataset(data, task.name, split=hub_name)
-        return split.select_columns([*task.text_columns, "label"])
-    except Exception as error:  # no network, no such id: the library's errors have many classes
-        raise InputError(
-            f"--data {data}: no such folder is here, and the hub's cannot be loaded "
-            f"({reason(error)}).  Two ways on: where there is a network, `hf download nyu-mll/glue "
-            "--repo-type dataset --local-dir glue`, and here --data glue; or without data "
-            "`python train.py --task demo --method acl-cl`"
-        ) from error
 
 
 # ------------------------------------------------------------------------ a table of one's own
@@ -98,7 +88,7 @@ SPLITS = {
     "val": "dev",
     "test": "test",
 }
-NUMBERING = ("id", "idx", "index", "guid", "unnamed: 0", "__index_level_0__")
+NUMBERING = ("id", "idx", "index", "guid", "", "unnamed: 0", "__index_level_0__")
 DEV_SHARE = 0.1
 MOST_CLASSES = 150
 
@@ -112,12 +102,14 @@ def read_own(name, data, with_test):
     if not re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_-]*", name):
         raise InputError(f"--task {name!r}: a name of your own has letters, digits, - and _ only")
     files = own_files(Path(data)) if is_here("--data", data) else {}
-    wanted = ["train", "dev", "test"] if with_test else ["train", "dev"]
-    for split in wanted:
-        if split not in files and split != "dev":
+    tables = {}
+    for split in ["train", "dev", "test"] if with_test else ["train", "dev"]:
+        if split in files:
+            table = read_table(files[split])
+            tables[split] = table.where(table.map(has_text))  # a blank cell is missing
+        elif split != "dev":
             raise InputError(f"--task {name} is none of GLUE's (--help names them), and --data "
                              f"{data} has no file {split} of your own ({', '.join(KINDS)})")
-    tables = {split: read_table(files[split]) for split in wanted if split in files}
     texts = choose_texts(files["train"], tables["train"])
     classes = choose_classes(files["train"], tables["train"])
     say(f"{name}: texts from {' and '.join(texts)}; {len(classes)} classes: "
@@ -125,7 +117,7 @@ def read_own(name, data, with_test):
 
     splits = {}
     for split, table in tables.items():
-        splits[split] = make_split(files[split], table, texts, classes, split, has_text)
+        splits[split] = make_split(files[split], table, texts, classes, split)
     if "dev" not in splits:
         splits |= set_dev_aside(files["train"], splits["train"])
         say(f"{name}: no dev file; {len(splits['dev'])} of {len(tables['train'])} samples, drawn "
@@ -135,7 +127,7 @@ def read_own(name, data, with_test):
 
 def own_files(data):
     """{split: path}: one file is train; in a folder the files' names tell."""
-    if not data.is_dir():
+    if data.is_file():
         return {"train": data}
     files = {}
     for path in sorted(data.iterdir()):
@@ -151,17 +143,15 @@ def own_files(data):
 def choose_texts(path, table):
     """The one or two columns beside `label` and a numbering of the rows."""
     texts = [name for name in table if name.lower() not in ("label", *NUMBERING)]
-    if list(table).count("label") != 1 or len(texts) not in (1, 2):
+    if "label" not in table or len(texts) not in (1, 2):
         raise InputError(f"{path} must have a column label, of classes, and one or two columns of "
-                         f"texts; found {columns_of(table)}")
+                         f"texts; found {', '.join(table)[:80]}")
     return tuple(texts)
 
 
 def choose_classes(path, table):
     """The classes of train, K strings in order: as numbers where all of them are numbers."""
-    labels = table["label"]
-    check(path, labels, labels.map(has_text), "is missing or no text")
-    classes = sorted(set(labels.map(class_name)))
+    classes = sorted(set(table["label"].dropna().map(class_name)))
     with contextlib.suppress(ValueError):
         classes = sorted(classes, key=float)
     if not 2 <= len(classes) <= MOST_CLASSES:
@@ -224,10 +214,12 @@ def read_table(path):
         else:
             table = read_own_rows(path, kind)
         table = table.map(as_text, na_action="ignore")
-    if table.empty:
-        raise InputError(f"{path} has no rows")
     names = [str(name) for name in table]
     table.columns = ["label" if name.lower() == "label" else name for name in names]
+    if table.empty:
+        raise InputError(f"{path} has no rows")
+    if not table.columns.is_unique:
+        raise InputError(f"{path} names one column twice: {', '.join(table)[:80]}")
     return table
 
 
@@ -251,23 +243,24 @@ def read_own_rows(path, kind):
         separator = ";" if ";" in header and "," not in header else ","
     elif '"' in QUOTED_CELL.sub("", text):
         quoting = csv.QUOTE_NONE
-    return read_rows(io.StringIO(text), sep=separator, quoting=quoting)
+    return read_rows(io.StringIO(text), delimiter=separator, quoting=quoting)
 
 
-def read_rows(source, columns=None, **options):
-    """A file, or its text in a StringIO -> DataFrame of strings, exactly as they stand.
+def read_rows(lines, header=None, columns=None, **options):
+    """The lines of a file -> DataFrame of strings, exactly as they stand.
 
-    columns: those to keep, where there are such; in pieces, since MNLI's file has parse trees, too.
-    A cell that a short row lacks is NaN: pandas' C engine would take it for an empty cell.
+    header: the columns' names, where the first line does not tell them.  columns: those to keep,
+    since MNLI's file has parse trees, too.  A cell that a row lacks is missing, not empty.
     """
-    pieces = pandas.read_csv(source, dtype=str, na_filter=False, skip_blank_lines=False,
-                             engine="python", chunksize=10_000, **options)
+    rows = csv.reader(lines, strict=True, **options)
+    header = header or next(rows, [])
     kept = []
-    for piece in pieces:
-        if not isinstance(piece.index, pandas.RangeIndex):
-            raise ValueError("the first row has more cells than the header")
-        kept.append(piece if columns is None else piece.filter(columns))
-    return pandas.concat(kept)
+    for row in rows:
+        if len(row) > len(header):
+            raise ValueError(f"line {rows.line_num} has {len(row)} cells, the header {len(header)}")
+        cells = dict(zip(header, row))
+        kept.append([cells.get(name) for name in columns or header])
+    return pandas.DataFrame(kept, columns=columns or header)
 
 
 def read_json(path):
@@ -291,34 +284,24 @@ def class_name(label):
     return re.sub(r"^([+-]?\d+)\.0+$", r"\1", str(label).strip())
 
 
-def make_split(path, table, texts, classes, name, is_text=pandas.notna):
+def make_split(path, table, texts, classes, name):
     """A table -> Dataset of its texts and `label`, -1 where a test file does not tell it.
 
-    path: the file, for messages.  name: the split's.  is_text: cell -> bool; GLUE's texts may be
-    empty.
+    path: the file, for messages.  name: the split's.
     """
-    is_test = name.startswith("test")
-    if is_test and "label" not in table:
-        table = table.assign(label="")
-    wanted = [*texts, "label"]
-    if table.empty or not set(wanted) <= set(table):
-        raise InputError(f"{path} must have rows with the columns {', '.join(wanted)}; found "
-                         f"{len(table)} rows with {columns_of(table)}")
+    if table.empty:
+        raise InputError(f"{path} has no rows")
+    table = table.reindex(columns=[*texts, "label"])  # what the file lacks is missing in each row
     for column in texts:
-        check(path, table[column], table[column].map(is_text), "is missing or no text")
+        check(path, table[column], table[column].notna(), "is missing or no text")
 
-    labels = table["label"].fillna("").map(class_name)
-    allowed = [*classes, *HIDDEN_LABELS] if is_test else classes
+    labels = table["label"].astype(object).fillna("").map(class_name)
+    allowed = [*classes, *HIDDEN_LABELS] if name.startswith("test") else classes
     check(path, labels, labels.isin(allowed), f"is none of {', '.join(classes)[:80]}")
     numbers = {label: number for number, label in enumerate(classes)}
     columns = {column: table[column].tolist() for column in texts}
     columns["label"] = [numbers.get(label, -1) for label in labels]
     return Dataset.from_dict(columns)
-
-
-def columns_of(table):
-    """The columns' names, for a message."""
-    return ", ".join(table.columns)[:80]
 
 
 def has_text(cell):
@@ -341,17 +324,12 @@ def fingerprint(split):
 
     The same on every machine, whatever chunks or indices the table has.
     """
-    lengths, tokens, labels = (hashlib.sha256() for _ in range(3))
-    for table in split.with_format("arrow").iter(10_000):
-        samples = table.column("input_ids").combine_chunks()
-        # Where one sample ends and the next begins counts too.
-        lengths.update(little_endian(samples.value_lengths()))
-        tokens.update(little_endian(samples.flatten()))
-        labels.update(little_endian(table.column("label").combine_chunks()))
-    together = lengths.digest() + tokens.digest() + labels.digest()
-    return hashlib.sha256(together).hexdigest()[:16]
-
-
-def little_endian(integers):
-    """An arrow array of integers as bytes, 8 of each, in the same order on every machine."""
-    return integers.to_numpy(zero_copy_only=False).astype("<i8").tobytes()
+    table = split.with_format("arrow")[:]
+    samples = table["input_ids"].combine_chunks()
+    # Where one sample ends and the next begins counts too.
+    columns = [samples.value_lengths(), samples.flatten(), table["label"].combine_chunks()]
+    together = hashlib.sha256()
+    for integers in columns:
+        eight_bytes = integers.to_numpy(zero_copy_only=False).astype("<i8")  # little-endian
+        together.update(hashlib.sha256(eight_bytes).digest())
+    return together.hexdigest()[:16]

@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-import math
 
 import torch
 import transformers
@@ -25,17 +24,6 @@ def inputs_for(encoder, batch):
     if segments < 2:
         batch.pop("token_type_ids", None)
     return batch
-
-
-def max_length_of(encoder):
-    """The number of tokens that the encoder has positions for; infinite for relative positions."""
-    longest = getattr(encoder.config, "max_position_embeddings", -1)
-    if longest < 0:
-        return math.inf
-    embeddings = getattr(encoder, "embeddings", None)
-    positions = getattr(embeddings, "position_embeddings", None)
-    padding = getattr(positions, "padding_idx", None)
-    return longest if padding is None else longest - padding - 1  # RoBERTa counts from 2
 
 
 def dropout_of(config):

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import difflib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -25,8 +26,6 @@ def reading(path):
         raise
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
-    except MemoryError:
-        raise
     except Exception as error:  # the libraries' errors for a torn file have many classes
         raise InputError(f"cannot read {path}: {reason(error)}") from error
 
@@ -52,18 +51,13 @@ def one_line_errors(program):
     except (FloatingPointError, OSError) as error:  # NaN; a full disk, a folder without rights
         line, status = error, 1
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        # torch has a class of its own for a GPU's memory; on a CPU only the text tells.
+        if not re.search("MemoryError|out of memory|allocate memory", reason(error)):
             raise
         line = f"out of memory ({reason(error)}); use a smaller --batch-size or --max-length"
         status = 1
     print(f"{program}: {' '.join(str(line).split())}", file=sys.stderr)
     sys.exit(status)
-
-
-def is_out_of_memory(error):
-    """torch has a class of its own for a GPU's memory; on a CPU only the text tells."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,27 +67,22 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*arguments, allow_abbrev=False, **options)
 
-    def parse_args(self, args=None, namespace=None):
-        # A misspelt option first: argparse itself would name the one that it leaves missing.
-        for word in sys.argv[1:] if args is None else args:
-            option = word.partition("=")[0]
-            if option.startswith("--") and option not in self._option_string_actions:
-                self.error(f"there is no option {option}{self.hint(option)}")
-        return super().parse_args(args, namespace)
-
-    def hint(self, option):
-        """The option whose help speaks of it (--tau, --lambda), or one of a similar name."""
-        word = option.strip("-")
-        similar = [name for name, action in self._option_string_actions.items()
-                   if word in (action.help or "").split()]
-        similar += difflib.get_close_matches(option, self._option_string_actions, n=1)
-        return f", did you mean {similar[0]}?" if similar else ""
-
     def error(self, message):
         # Under torchrun every process reads the same options, and the first one speaks.
         is_first = os.environ.get("RANK", "0") == "0"
-        line = f"{self.prog}: {message}; --help shows all options\n"
+        line = f"{self.prog}: {message}{self.hint(message)}; --help shows all options\n"
         self.exit(2, line if is_first else None)
+
+    def hint(self, message):
+        """For an unknown option the one whose help speaks of it (--tau), or of a similar name."""
+        unknown = re.search("unrecognized arguments: (--[a-z-]+)", message)
+        if unknown is None:
+            return ""
+        options = self._option_string_actions
+        similar = [name for name, action in options.items()
+                   if unknown[1][2:] in (action.help or "").split()]
+        similar += difflib.get_close_matches(unknown[1], options, n=1)
+        return f", did you mean {similar[0]}?" if similar else ""
 
 
 def is_here(option, name):

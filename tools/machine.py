@@ -12,12 +12,12 @@ from tools.errors import InputError
 
 def pick_device(wanted):
     """--device as a torch.device: auto takes a CUDA GPU if there is one.  Raises InputError."""
+    has_cuda = torch.cuda.is_available()
+    is_here = {"cpu": True, "cuda": has_cuda, "mps": torch.backends.mps.is_available()}
     if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no CUDA GPU; use --device cpu")
-    if wanted == "mps" and not torch.backends.mps.is_available():
-        raise InputError("--device mps: torch sees no Apple GPU; use --device cpu")
+        wanted = "cuda" if has_cuda else "cpu"
+    if not is_here[wanted]:
+        raise InputError(f"--device {wanted}: torch sees no such GPU; use --device cpu")
     if wanted == "cuda":
         # Sums in a fixed order, so that a run repeats; cuBLAS needs this variable for it.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

