@@ -347,17 +347,15 @@ def parse_args(argv):
 
 def main(argv=None):
     args = parse_args(argv)
-    chosen = []
-    for run in all_runs():
-        is_named = run.folder.split("/")[0] in (args.blocks or SEEDS)
-        if is_named and re.search(args.only, line_of(run)):
-            chosen.append(run)
+    blocks = args.blocks or SEEDS
+    runs = [run for run in all_runs() if run.folder.split("/")[0] in blocks]
+    runs = [run for run in runs if re.search(args.only, line_of(run))]
     with one_line_errors("results/run.py"):
         if args.list:
-            print(*map(line_of, chosen), sep="\n")
+            print(*map(line_of, runs), sep="\n")
             return
         with ThreadPool(args.jobs) as pool:  # after Ctrl-C no other run starts
-            is_there = pool.map(lambda run: train(run, args), chosen, chunksize=1)
+            is_there = pool.map(lambda run: train(run, args), runs, chunksize=1)
         sys.exit(0 if all(is_there) else 1)
 
 

@@ -346,7 +346,7 @@ def report(args):
         write_between_markers(text, ROOT / "results" / "tables.md")
         write_between_markers("\n".join(summary(frame)), ROOT / "README.md")
     else:
-        print(text.strip() or f"{args.packed} has no run of {' or '.join(args.block)}")
+        print(text.strip())
 
 
 def main(argv=None):

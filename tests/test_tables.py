@@ -1,6 +1,5 @@
 """results/tables.py: the committed tables' numbers from the packed files, a cell at a time."""
 
-import functools
 import re
 import statistics
 from pathlib import Path
@@ -47,10 +46,8 @@ def committed(page):
     return text.split(tables.BEGIN)[1].split(tables.END)[0].splitlines()
 
 
-@functools.cache
-def measure(block, name, number, what):
+def measure(run, what):
     """A run's number for a table, from its rows of the packed files."""
-    run = RUNS[block, name][number]
     scores = run["exit_scores"]
     if what.startswith("exit "):
         return scores[run["exit_layers"].index(int(what[5:]))]
@@ -76,9 +73,9 @@ def tasks_of(block, task):
 def values(block, tasks, name, what, exits=None):
     """{seed: mean over the tasks}, where none is missing.  exits: only runs with so many."""
     found = {}
-    for number, run in enumerate(RUNS.get((block, name), [])):
+    for run in RUNS.get((block, name), []):
         if run["task"] in tasks and exits in (None, len(run["exit_layers"])):
-            found.setdefault(run["seed"], []).append(measure(block, name, number, what))
+            found.setdefault(run["seed"], []).append(measure(run, what))
     return {seed: statistics.mean(v) for seed, v in found.items() if len(v) == len(tasks)}
 
 
@@ -115,6 +112,7 @@ def difference(block, tasks, row, what, to):
         name = ", ".join(filter(None, ["ce" if to == "`ce`" else method, *words]))
         has_own = to == "`ce`" and (block, name) in RUNS
         there = block if has_own else shown.beside or block
+        assert (there, name) != (block, row)  # nothing is compared with itself
         theirs |= values(there, tasks, name, what, exits)
     return interval(values(block, tasks, row, what), theirs)
 
@@ -147,18 +145,6 @@ def test_every_cell(block):
 def test_numbers_of_the_pages(block, caption, row, column, cell):
     cells = cells_of(tables.text_of(block, FRAME).splitlines())
     assert cells[caption, row, column] == cell
-
-
-def test_all_is_of_the_same_tasks_on_both_sides():
-    """Two tasks beside a block of four."""
-    runs = FRAME[(FRAME.block == "multi_best-teacher") & FRAME.task.isin(["mrpc", "rte"])]
-    block = tables.BLOCKS["multi_best-teacher"]
-    cells = cells_of(tables.tables_of(block, runs, FRAME[FRAME.block == "multi"]))
-    caption = "Mean over exits, difference to `ce`:"
-    all_tasks, *two = [
-        float(cells[caption, "acl-cl", task].split()[0]) for task in ("all", "mrpc", "rte")
-    ]
-    assert all_tasks == pytest.approx(statistics.mean(two), abs=0.011)
 
 
 def test_the_committed_tables_are_what_the_script_makes(tmp_path, monkeypatch, capsys):
