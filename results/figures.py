@@ -69,6 +69,8 @@ def read_runs(words):
 
     Raises InputError.
     """
+    if not words:
+        raise InputError("of which RUN?")
     frames = packed.read()
     chosen = set()
     for word in words:
@@ -275,10 +277,7 @@ def parse_args(argv):
     p.add_argument("--output", type=Path, metavar="FILE", help="a .png, .svg or .pdf (PICTURE.png)")
     p.add_argument("--rule", choices=EXIT_RULES, default="entropy",
                    help="tradeoff: the exit rule (%(default)s)")
-    args = p.parse_args(argv)
-    if args.picture in ("angles", "tradeoff") and not args.runs:
-        p.error(f"{args.picture} of which RUN?")
-    return args
+    return p.parse_args(argv)
 
 
 def main(argv=None):

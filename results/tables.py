@@ -36,7 +36,7 @@ MEASURES = {
     "2x": "Score at twice the speed, counted, entropy",
     "over epochs": "Mean over the epochs of the deepest exit's score",
 }
-OF_GATE = ("% conflicts", "% kept")  # steps over 90 degrees; what was kept of the second gradient
+OF_GATE = ("% conflicts", "% kept")
 SUMMARY = {"vanilla": "one exit", "multi": "six exits", "mpnet": "MPNet, 12 exits"}
 
 # What two runs have in common whose difference is taken.
@@ -58,21 +58,17 @@ class Block(NamedTuple):
     measures: tuple = ("mean", "half", "2x")
 
 
-ON_DEV = "GLUE's dev split; accuracy, on cola Matthews' correlation; mean±sd over seeds."
+ON_DEV = "On GLUE's dev split."
 BESIDE_TABLES = "Beside the multi-exit tables, which have the ce where these have none."
 ON_SLICES = "On slices of train, held out of it.  Seed 1."
 
 BLOCKS = {
     "vanilla": Block("One exit", ON_DEV),
-    "multi": Block(
-        "An exit at every layer",
-        ON_DEV + "  half: mean over the lower half of the exits; 2x: score at twice the speed, "
-        "counted, rule entropy.  all: mean over the tasks, seed by seed.",
-    ),
+    "multi": Block("An exit at every layer", ON_DEV),
     "default": Block(
         "The default settings",
-        "MiniLM with the pooler of its [CLS]; as-it-is: train.py's own settings; tuned: the "
-        "tables' rates, epochs, weight and temperature.",
+        ON_DEV + "  MiniLM with the pooler of its [CLS]; as-it-is: train.py's own settings; tuned: "
+        "the tables' rates, epochs, weight and temperature.",
     ),
     "mpnet": Block(
         "A base-size encoder, an exit at every layer",
@@ -106,10 +102,9 @@ BLOCKS = {
     ),
     "gate": Block(
         "What the gate does where gradients conflict",
-        "observe: the plain sum; kept: mean length of what was added over that of the gradient.  "
-        "over epochs: mean of the deepest exit's score (who learns earlier has more).  "
-        "The demo: weight 0.1, temperature 0.07, 8 epochs, batches of 32; RTE: one epoch, one "
-        "exit, weight 0.5, temperature 0.1.",
+        "observe: the plain sum; over epochs: mean of the deepest exit's score over the epochs (who "
+        "learns earlier has more).  The demo: weight 0.1, temperature 0.07, 8 epochs, batches of 32; "
+        "RTE: one epoch, one exit, weight 0.5, temperature 0.1.",
         unchanged=("observe", "ce", "all-exits"),
         measures=("over epochs",),
     ),
@@ -150,10 +145,10 @@ BLOCKS = {
 def frame_of(data):
     """runs.csv with a column for whatever a table shows of a run.
 
-        name           'acl-cl, depth, center', the row of a table where it stands
-        exit 1, ..     scores
-        mean, half, ..     as MEASURES says; half and 2x where there are several exits
-        % conflicts, % kept         where a gate looked
+        name                   'acl-cl, depth, center', the row of a table where it stands
+        exit 1, ..             scores
+        mean, half, ..         as MEASURES says; half and 2x where there are several exits
+        % conflicts, % kept    where a gate looked
 
     data: packed.read()'s frames.  Tasks, methods and names are categories, which pandas sorts in
     their own order.
@@ -171,8 +166,8 @@ def frame_of(data):
     by_exit = pandas.DataFrame(by_exit).sort_index(axis=1)
     runs = runs.join(by_exit.add_prefix("exit "))
     runs["exits"] = runs.exit_scores.map(len)
-    lower = [scores[:len(scores) // 2] for scores in runs.exit_scores]
-    runs["half"] = [mean(scores) if scores else math.nan for scores in lower]
+    lower_half = runs.exit_scores[runs.exits > 1].map(lambda scores: scores[:len(scores) // 2])
+    runs["half"] = lower_half.map(mean)
 
     # The slowest setting that is twice as fast: the best-scoring one would be picked on dev.
     rows = data["tradeoff"]
