@@ -102,9 +102,9 @@ BLOCKS = {
     ),
     "gate": Block(
         "What the gate does where gradients conflict",
-        "observe: the plain sum; over epochs: mean of the deepest exit's score over the epochs (who "
-        "learns earlier has more).  The demo: weight 0.1, temperature 0.07, 8 epochs, batches of 32; "
-        "RTE: one epoch, one exit, weight 0.5, temperature 0.1.",
+        "observe: the plain sum; over epochs: mean of the deepest exit's score over the epochs "
+        "(who learns earlier has more).  The demo: weight 0.1, temperature 0.07, 8 epochs, batches "
+        "of 32; RTE: one epoch, one exit, weight 0.5, temperature 0.1.",
         unchanged=("observe", "ce", "all-exits"),
         measures=("over epochs",),
     ),
