@@ -1,21 +1,16 @@
 """Pictures of finished runs; the same runs give the same bytes.
 
-    python results/figures.py                        # redraw those of results/figures but space
+    python results/figures.py                        # redraw those of results/figures
     python results/figures.py idea                   # what each loss does to vectors in the plane
     python results/figures.py differences            # of each method to ce, in the packed runs
     python results/figures.py angles RUN ..          # angles between both losses' gradients
-    python results/figures.py groups RUN             # the same by layer, of a run of
-                                                     # variants.py conflict-groups
     python results/figures.py tradeoff RUN ..        # score against counted speed-up
-    python results/figures.py space RUN .. --exit 6  # representations and label embeddings
 
 RUN is the folder of a run of your own, or the name of packed runs, in which * stands for anything:
 "multi/mrpc_*".  A picture goes into the working folder, angles.png say, or where --output says.
 Runs that differ in their seed alone share a label: their steps are pooled, their scores averaged.
-space runs the model, so it needs a folder that still has it.
 """
 
-import argparse
 import fnmatch
 import math
 import sys
@@ -30,15 +25,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import acl
-import exits
-import glue
 from results import packed, tables
-from tools import machine, models
 from tools.errors import InputError, Parser, one_line_errors
-from tools.geometry import geometry
 from tools.report import settings
-from tools.run import in_conflict, read_run, run_folders
-from tools.tradeoff import EXIT_RULES, at_speedup, dev_split
+from tools.run import in_conflict, run_folders
+from tools.tradeoff import EXIT_RULES, at_speedup
 
 # Okabe and Ito's colours, which can be told apart with any colour vision.
 COLOURS = {
@@ -49,21 +40,18 @@ COLOURS = {
     "acl-cl": "#D55E00",
     "kd": "#009E73",
 }
-CLASS_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#000000")
 
-# The pictures of both READMEs that need no model.
+# The pictures of both READMEs.
 COMMITTED = (
     "idea --output results/figures/idea.png",
     "differences --output results/figures/differences.png",
     "angles pilot_temperature0.1/* multi/rte_acl-cl_[1-3] --output results/figures/angles_rte.png",
-    "groups pilot_temperature0.1/rte_scl_1 --output results/figures/groups_rte.png",
     "tradeoff multi/mrpc_* --output results/figures/tradeoff_mrpc.png",
     "tradeoff multi/sst2_* --output results/figures/tradeoff_sst2.png",
 )
 
 plt.switch_backend("Agg")  # draws files, needs no screen
 plt.rcParams |= {
-    "svg.hashsalt": "acl",  # SVG's ids come from the content, not from chance
     "font.size": 9,
     "axes.titlesize": 9,
     "figure.constrained_layout.use": True,
@@ -81,21 +69,20 @@ def read_runs(words):
 
     Raises InputError.
     """
-    frames = packed.read()._asdict()
-    names = []
+    if not words:
+        raise InputError("of which RUN?")
+    frames = packed.read()
+    chosen = set()
     for word in words:
-        if Path(word).is_dir():
-            found = []
-            for folder in run_folders([word]):
-                found.append(str(folder))
-                for kind, rows in packed.frames_of(folder, str(folder)).items():
-                    frames[kind] = pandas.concat([frames[kind], rows])
-        else:
-            found = fnmatch.filter(frames["runs"].run, word)
-        if not found:
+        names = fnmatch.filter(frames["runs"].run, word)
+        if not names and not Path(word).is_dir():
             raise InputError(f"{word} is neither a folder nor the name of packed runs")
-        names += found
-    frames = {kind: rows[rows.run.isin(names)] for kind, rows in frames.items()}
+        for folder in [] if names else run_folders([word]):
+            names.append(str(folder))
+            for kind, rows in packed.frames_of(folder, str(folder)).items():
+                frames[kind] = pandas.concat([frames[kind], rows], ignore_index=True)
+        chosen.update(names)
+    frames = {kind: rows[rows.run.isin(chosen)] for kind, rows in frames.items()}
     if frames["runs"].task.nunique() > 1:
         raise InputError("these runs are of several tasks: draw one at a time")
     return frames
@@ -103,8 +90,7 @@ def read_runs(words):
 
 def by_label(runs):
     """[(label, colour, names of runs)]; a method that has several labels takes other colours."""
-    columns = ["task", "method", "exit_layers", *packed.SETTINGS]
-    labels = settings(runs.reset_index(drop=True)[columns]).to_numpy()
+    labels = settings(runs[["task", "method", "exit_layers", *packed.SETTINGS]])
     groups = runs.groupby(labels, sort=False).run
     kinds = []
     for number, (label, names) in enumerate(groups):
@@ -135,7 +121,7 @@ def idea(args):
         axes.set(title=name, xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), aspect="equal")
         axes.axis("off")
         axes.add_patch(plt.Circle((0, 0), 1, fill=False, color="lightgrey"))
-        for k, colour in enumerate(CLASS_COLOURS[:3]):
+        for k, colour in enumerate(("#0072B2", "#D55E00", "#009E73")):
             x, y = acl.unit(h)[labels == k].T
             axes.plot(x, y, "o^s"[k], color=colour, markersize=6, alpha=0.5, markeredgewidth=0)
             end = 1.3 * acl.unit(label_embeddings)[k]
@@ -226,30 +212,6 @@ def angles(args):
     return figure
 
 
-def groups(args):
-    """Heat map of the cosine per group and step, and each group's share of steps in conflict."""
-    rows = read_runs(args.runs)["groups"]
-    if rows.run.nunique() != 1:
-        raise InputError("name one run that was trained with results/variants.py conflict-groups")
-
-    # A column is the mean of so many steps; a few outliers must not pale the rest.
-    width = math.ceil(rows.step.max() / 150)
-    rows = rows.assign(column=(rows.step - 1) // width * width + (width + 1) / 2)
-    cosines = rows.pivot_table("cosine", "group", "column", sort=False)
-    limit = cosines.stack().abs().quantile(0.98)
-
-    shares = 100 * (rows.cosine < 0).groupby(rows.group).mean()
-    names = [f"{group}  {shares[group]:.0f} %" for group in cosines.index]
-    figure, axes = plt.subplots(figsize=(9, 0.9 + 0.3 * len(names)))
-    image = axes.pcolormesh(cosines.columns, names, cosines, cmap="RdBu", vmin=-limit, vmax=limit)
-    axes.set_title(
-        "cosine between both gradients; beside each group its share of steps below 0", loc="left"
-    )
-    axes.set_xlabel("step" if width == 1 else f"step (a column is the mean of {width})")
-    figure.colorbar(image, label="cosine", extend="both", pad=0.02)
-    return figure
-
-
 # -------------------------------------------------------------------------- the trade-off
 
 
@@ -291,86 +253,9 @@ def tradeoff(args):
     return figure
 
 
-# ------------------------------------------------------------- samples, label embeddings
-
-
-def space(args):
-    """Dev samples of one exit with the label embeddings among them, before and after training.
-
-    Before: the first run's model as train.py started with it.  Each panel is a PCA of its own, so
-    that distances compare within a panel, not between two.
-    """
-    machine.quiet_libraries()
-    runs = [read_run(folder) for folder in args.runs]
-    config = runs[0].config
-    untrained = models.build_model(
-        argparse.Namespace(**config), config["seed"], config["num_labels"], "cpu"
-    )
-    panels = [(f"before training, seed {config['seed']}", runs[0], *untrained)]
-    for run in runs:
-        trained = models.load_model(run.folder, run.config)
-        panels.append((f"{run.config['method']}, seed {run.config['seed']}", run, *trained))
-
-    figure, all_axes = plt.subplots(1, len(panels), figsize=(2.7 * len(panels), 3.4))
-    for axes, (title, run, model, tokenizer) in zip(all_axes, panels):
-        layers = run.config["exit_layers"]
-        layer = args.exit or layers[-1]
-        if layer not in layers:
-            raise InputError(f"{run.folder} has no exit {layer}, only {layers}")
-        split = dev_split(run)
-        split = split.select(range(len(split))[:1000])  # QQP's 40,000 dots would be a blot
-        labels = torch.tensor(split["label"][:])  # (R,)
-        tokens = glue.tokenize(split, tokenizer, run.config["max_length"])
-        h, _ = exits.all_exits(model, tokens, tokenizer, torch.device("cpu"), keep_h=len(tokens))
-        index = layers.index(layer)
-        label_embeddings = model.label_embeddings()[index].detach()  # (K, d)
-        draw_space(axes, title, h[index], labels, label_embeddings)
-    stars = [f"{name} (star: its label embedding)" for name in config["labels"]]
-    figure.legend(axes.collections[1::2], stars, loc="outside lower center", ncols=2)
-    return figure
-
-
-def draw_space(axes, title, h, labels, label_embeddings):
-    """One panel: samples h (R, d) as dots, label embeddings (K, d) as stars, a class a colour."""
-    dots, stars, share = plane(h, label_embeddings)
-    for k in range(len(stars)):
-        colour = CLASS_COLOURS[k % 6]
-        x, y = dots[labels == k].T
-        axes.scatter(x, y, s=7, color=colour, marker="o^s"[k % 3], alpha=0.4, linewidths=0)
-        axes.scatter(*stars[k], s=220, color=colour, marker="*", edgecolors="black", zorder=3)
-    cosine = geometry(h, labels, label_embeddings)["label_cosine"]
-    axes.set_title(f"{title}\nlabel cosine {cosine:.2f}, plane holds {100 * share:.0f} %")
-    axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
-    axes.spines[["top", "right"]].set_visible(True)
-
-
-def plane(h, label_embeddings):
-    """PCA of samples h (R, d) and label embeddings (K, d) together, each at length 1.
-
-    Returns both in the plane, (R, 2) and (K, 2), and the share of the variance it holds.  PCA
-    leaves an axis's sign open: here the last label embedding lies right of and above the first,
-    so that panels look alike.
-    """
-    z = F.normalize(torch.cat([h, label_embeddings]).double(), dim=-1)  # (R + K, d)
-    z = z - z.mean(dim=0)
-    _, scale, axes = torch.linalg.svd(z, full_matrices=False)
-    flat = z @ axes[:2].T  # (R + K, 2)
-    first, last = flat[len(h)], flat[-1]
-    flat = flat * torch.where(last < first, -1.0, 1.0)
-    variance = scale.square()
-    return flat[:len(h)], flat[len(h):], (variance[:2].sum() / variance.sum()).item()
-
-
 # ----------------------------------------------------------------------------- the command
 
-PICTURES = {
-    "idea": idea,
-    "differences": differences,
-    "angles": angles,
-    "groups": groups,
-    "tradeoff": tradeoff,
-    "space": space,
-}
+PICTURES = {"idea": idea, "differences": differences, "angles": angles, "tradeoff": tradeoff}
 
 
 def draw(args):
@@ -378,10 +263,8 @@ def draw(args):
     figure = PICTURES[args.picture](args)
     path = args.output or Path(f"{args.picture}.png")
 
-    # Neither date nor version in the file, so that redrawing changes nothing.
-    metadata = {"Software": None}
-    if path.suffix in (".svg", ".pdf"):
-        metadata = {"Creator": None, "Date" if path.suffix == ".svg" else "CreationDate": None}
+    # PNG's metadata would name the version of matplotlib.
+    metadata = {"Software": None} if path.suffix == ".png" else {}
     figure.savefig(path, dpi=110, metadata=metadata)
     plt.close("all")
     print(path)
@@ -394,11 +277,7 @@ def parse_args(argv):
     p.add_argument("--output", type=Path, metavar="FILE", help="a .png, .svg or .pdf (PICTURE.png)")
     p.add_argument("--rule", choices=EXIT_RULES, default="entropy",
                    help="tradeoff: the exit rule (%(default)s)")
-    p.add_argument("--exit", type=int, help="space: layer number of the exit (the deepest)")
-    args = p.parse_args(argv)
-    if args.picture in ("angles", "groups", "tradeoff", "space") and not args.runs:
-        p.error(f"{args.picture} of which RUN?")
-    return args
+    return p.parse_args(argv)
 
 
 def main(argv=None):

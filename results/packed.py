@@ -8,14 +8,11 @@
     clock.csv         counted and clocked speed-up                 a few runs, by hand
 
 A name is block/task_method_seed, or block/setting/task_method_seed.  docs/metrics.md explains the
-columns.  Numbers are stored as they were computed, to the last bit.
-
-    packed = read()
-    steps = packed.steps[packed.steps.run == "multi/rte_acl-cl_1"]
+columns.  Numbers are stored as they were computed, to the last bit.  pandas reads each file alone;
+read() reads all but clock.csv.
 """
 
 from pathlib import Path
-from typing import NamedTuple
 
 import filelock
 import pandas
@@ -31,38 +28,26 @@ SETTINGS = ("model", "epochs", "lr", "head_lr", "weight", "temperature", "confli
             "exit_weights", "students_embed", "change", "limit_train", "holdout")
 SCORES = ("metric", "score", "mean_exit_score", "majority_score", "conflict_share", "kept",
           "exit_layers", "exit_scores", "steps", "seconds", "examples_per_second")
-
-
-class Packed(NamedTuple):
-    """The six files as pandas frames."""
-
-    runs: pandas.DataFrame
-    exits: pandas.DataFrame
-    tradeoff: pandas.DataFrame
-    steps: pandas.DataFrame
-    groups: pandas.DataFrame
-    clock: pandas.DataFrame
+COLUMNS = ("run", "block", "setting", "task", "method", "seed", *SETTINGS, *SCORES, "device_name")
 
 
 def read(folder=FOLDER):
-    """The six files of a folder -> Packed.  exit_layers and exit_scores are lists of numbers."""
-    # Python's own float: pandas 2 may miss a number's last bit.
+    """The files of a folder -> {"runs": frame, "exits": frame, ..}.
+
+    exit_layers and exit_scores are lists of numbers.
+    """
     converters = {
         "exit_layers": lambda text: [int(word) for word in text.split()],
         "exit_scores": lambda text: [float(word) for word in text.split()],
     }
-    for column in ("score", "mean_exit_score", "majority_score", "conflict_share", "kept"):
-        converters[column] = lambda text: float(text or "nan")
     with reading(folder / "runs.csv"):
-        runs = pandas.read_csv(folder / "runs.csv", converters=converters)
-    frames = {}
-    for file in ("exits.parquet", "tradeoff.parquet", "steps.parquet", "groups.parquet",
-                 "clock.csv"):
-        path = folder / file
-        read_file = pandas.read_csv if path.suffix == ".csv" else pandas.read_parquet
+        frames = {"runs": pandas.read_csv(folder / "runs.csv", converters=converters)}
+    for path in FOLDER.glob("*.parquet"):
         # Without any such run there is no file, and the committed one's columns stay empty.
-        frames[path.stem] = read_file(path) if path.exists() else read_file(FOLDER / file)[:0]
-    return Packed(runs, **frames)
+        ours = folder / path.name
+        rows = pandas.read_parquet(ours) if ours.exists() else pandas.read_parquet(path)[:0]
+        frames[path.stem] = rows
+    return frames
 
 
 def names(folder=FOLDER):
@@ -91,41 +76,28 @@ def pack(run_folder, name, folder=FOLDER):
             with whole(path) as new:
                 frame.to_parquet(new, index=False, compression="zstd", compression_level=12)
 
-        # Lists become numbers with spaces between them.  What is there stays as it is, letter for
-        # letter.
+        # Lists become numbers with spaces between them.
         for column in ("exit_layers", "exit_scores"):
             row[column] = [" ".join(map(str, numbers)) for numbers in row[column]]
         path = folder / "runs.csv"
-        if path.exists():
-            row = pandas.concat([pandas.read_csv(path, dtype=str, na_filter=False), row])
-        with whole(path) as new:
-            row.to_csv(new, index=False)
+        row.to_csv(path, mode="a", header=not path.exists(), index=False)
 
 
 def frames_of(run_folder, name):
     """A finished run's rows of the packed files: {"runs": frame, "exits": frame, ..}."""
     run = read_run(run_folder)
+    block, *setting, _ = name.split("/")
+    place = {"run": name, "block": block, "setting": "/".join(setting)}
+    row = run.config | run.result | place
+    row["model"] = Path(run.config["model"]).name  # where it lay on this machine is left out
     frames = {
-        "runs": pandas.DataFrame([row_of(name, run.config, run.result)]),
+        "runs": pandas.DataFrame([{column: row[column] for column in COLUMNS}]),
         "exits": run.exits,
         "steps": run.steps,
     }
-    if len(run.config["exit_layers"]) > 1:
+    if len(run.logits) > 1:
         frames["tradeoff"] = trade_off_of(run)
     groups = run_folder / "groups.csv"
     if groups.exists():
         frames["groups"] = pandas.read_csv(groups)
     return {kind: frame.assign(run=name) for kind, frame in frames.items()}
-
-
-def row_of(name, config, result):
-    """A run's row of runs.csv."""
-    block, *setting, _ = name.split("/")
-    row = {"run": name, "block": block, "setting": "/".join(setting)}
-    for column in ("task", "method", "seed", *SETTINGS):
-        row[column] = config[column]
-    for column in SCORES:
-        row[column] = result[column]
-    row["model"] = Path(config["model"]).name  # where it lay on this machine is left out
-    row["device_name"] = config["device_name"]
-    return row

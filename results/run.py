@@ -12,11 +12,13 @@ The blocks are in the table SEEDS below.  Start it where these links are:
     mpnet     the encoder of the blocks mpnet..: sentence-transformers/all-mpnet-base-v2
 
 A finished run is packed into results/runs.csv and the files beside it (packed.py), and what is
-there is not trained again.  To repeat it all the same, name an empty folder with --packed and
-another one with --runs.  A run that was killed goes on from its checkpoint.  The last digits of a
-result depend on the number of threads; ours are with 1, which OMP_NUM_THREADS changes.
+there is not trained again.  To repeat it all the same, name a folder of your own with --again,
+which leaves the committed files alone.  A run that was killed goes on from its checkpoint.  The
+last digits of a result depend on the number of threads; ours are with 1, which OMP_NUM_THREADS
+changes.
 """
 
+import itertools
 import os
 import re
 import subprocess
@@ -62,7 +64,7 @@ METHODS = "ce acl-cl kd scl acl-grad"
 TASKS = "rte mrpc cola sst2"
 OTHERS = "mrpc cola sst2"  # on whose slices settings and changes were chosen
 
-# What stands for {name} in the options below, by task, method or seed.
+# What stands for {name} in the options below, by task, method, seed or setting.
 LR = {"rte": "--lr 1e-4", "mrpc": "--lr 2e-4", "cola": "--lr 2e-4", "sst2": "--lr 2e-4"}
 HALF = "--weight 0.5 --temperature 0.5"
 COLD = "--weight 0.5 --temperature 0.1"
@@ -88,7 +90,7 @@ SETTINGS = {
     "lr": LR,
     "lr_one_exit": LR | {"cola": "--lr 1e-4"},
     "lr_ce_scl": LR | {"cola": "--lr 1e-4", "sst2": "--lr 1e-4"},
-    "setting": {"scl": HALF, "acl-embed": HALF, "acl-grad": HALF, "acl-cl": HALF, "kd": KD},
+    "tuned": {"scl": HALF, "acl-embed": HALF, "acl-grad": HALF, "acl-cl": HALF, "kd": KD},
     # Before that: scl and acl-grad as MRPC's slice alone would have it.
     "earlier": {"scl": COLD, "acl-grad": COLD, "acl-cl": HALF, "kd": KD},
     "tried": {
@@ -98,84 +100,80 @@ SETTINGS = {
     },
     # On RTE one seed of the table of one exit measures the angle, too.
     "watch_seed_1": {1: "--change conflict-groups --conflict observe"},
+    # MPNet's rates: the encoder's, and its classifiers' 1, 10 or 20 times that.
+    "mpnet_lr": {
+        "heads1": "--lr 5e-5 --head-lr 5e-05",
+        "heads10": "--lr 5e-5 --head-lr 0.0005",
+        "heads20": "--lr 5e-5 --head-lr 0.001",
+        "lr5e-5": "--lr 5e-5 --head-lr 0.001",
+        "lr1e-4": "--lr 1e-4 --head-lr 0.002",
+    },
+    "gate": {
+        "observe": "--conflict observe",
+        "discard": "--conflict discard",
+        "project": "--change project --conflict observe",
+        "weigh": "--change weigh --conflict observe",
+    },
+    "all_of_acl-cl": {"acl-cl": "--exits all"},
 }
 
-# A row a setting: folder (the block, or block/setting), methods, tasks, options for train.py.
-# --change X comes first and starts results/variants.py X instead.
+# A row: folders (each a block, or block/setting), methods, tasks, options for train.py.  Two more
+# names are {named}, the options that the setting's name tells (weight0.5_temperature1: --weight 0.5
+# --temperature 1), and {change}, its last word.  --change X comes first and starts
+# results/variants.py X instead.
 ROWS = [
     # Tuning: one budget, four runs a method and task, ce's all for the learning rate.
-    ("tune/lr4e-4", "ce", OTHERS, "--exits all {slice} --lr 4e-4"),
-    ("tune/lr5e-5", "ce", TASKS, "--exits all {slice} --lr 5e-5"),
-    ("tune/lr1e-4", "ce", TASKS, "--exits all {slice} --lr 1e-4"),
-    ("tune/lr2e-4", "ce", TASKS, "--exits all {slice} --lr 2e-4"),
+    ("tune/lr4e-4", "ce", OTHERS, "--exits all {slice} {named}"),
+    ("tune/lr5e-5 tune/lr1e-4 tune/lr2e-4", "ce", TASKS, "--exits all {slice} {named}"),
 
     # Weight and temperature at one rate, then what was best at the other.
-    ("tune/weight0.1_temperature0.5", "scl acl-cl acl-grad", OTHERS,
-     "--exits all {slice} --lr 1e-4 --weight 0.1 --temperature 0.5"),
-    ("tune/weight0.5_temperature0.5", "scl acl-cl acl-grad", OTHERS,
-     "--exits all {slice} --lr 1e-4 --weight 0.5 --temperature 0.5"),
-    ("tune/weight0.5_temperature0.1", "scl acl-cl acl-grad", OTHERS,
-     "--exits all {slice} --lr 1e-4 --weight 0.5 --temperature 0.1"),
-    ("tune/weight0.5_temperature1", "kd", OTHERS,
-     "--exits all {slice} --lr 1e-4 --weight 0.5 --temperature 1"),
-    ("tune/weight0.5_temperature2", "kd", OTHERS,
-     "--exits all {slice} --lr 1e-4 --weight 0.5 --temperature 2"),
-    ("tune/weight1_temperature2", "kd", OTHERS,
-     "--exits all {slice} --lr 1e-4 --weight 1 --temperature 2"),
-    ("tune/lr2e-4", "scl acl-cl acl-grad kd", OTHERS,
-     "--exits all {slice} --lr 2e-4 {setting}"),
+    ("tune/weight0.1_temperature0.5 tune/weight0.5_temperature0.5 tune/weight0.5_temperature0.1",
+     "scl acl-cl acl-grad", OTHERS, "--exits all {slice} --lr 1e-4 {named}"),
+    ("tune/weight0.5_temperature1 tune/weight0.5_temperature2 tune/weight1_temperature2",
+     "kd", OTHERS, "--exits all {slice} --lr 1e-4 {named}"),
+    ("tune/lr2e-4", "scl acl-cl acl-grad kd", OTHERS, "--exits all {slice} {named} {tuned}"),
 
     # One exit: each method's chosen setting at two rates; acl-embed takes acl-grad's.
-    ("tune_vanilla/lr1e-4", "ce scl acl-grad", OTHERS,
-     "--exits last {slice} --lr 1e-4 {setting}"),
-    ("tune_vanilla/lr2e-4", "ce scl acl-grad", OTHERS,
-     "--exits last {slice} --lr 2e-4 {setting}"),
+    ("tune_vanilla/lr1e-4 tune_vanilla/lr2e-4", "ce scl acl-grad", OTHERS,
+     "--exits last {slice} {named} {tuned}"),
 
     # The main tables, and the pilot.
-    ("multi", METHODS, TASKS, "--exits all {epochs} {lr} {sample} {setting}"),
-    ("vanilla", "ce", TASKS, "--exits last {epochs} {lr_ce_scl} {sample} {setting}"),
-    ("vanilla", "acl-grad", TASKS,
-     "--exits last {epochs} {lr_one_exit} {sample} {setting}"),
-    ("vanilla", "scl", OTHERS, "--exits last {epochs} {lr_ce_scl} {sample} {setting}"),
-    ("vanilla", "acl-embed", OTHERS,
-     "--exits last {epochs} {lr_one_exit} {sample} {setting}"),
+    ("multi", METHODS, TASKS, "--exits all {epochs} {lr} {sample} {tuned}"),
+    ("vanilla", "ce", TASKS, "--exits last {epochs} {lr_ce_scl} {sample} {tuned}"),
+    ("vanilla", "acl-grad", TASKS, "--exits last {epochs} {lr_one_exit} {sample} {tuned}"),
+    ("vanilla", "scl", OTHERS, "--exits last {epochs} {lr_ce_scl} {sample} {tuned}"),
+    ("vanilla", "acl-embed", OTHERS, "--exits last {epochs} {lr_one_exit} {sample} {tuned}"),
     ("vanilla", "scl acl-embed", "rte",
-     "{watch_seed_1} --exits last {epochs} {lr_one_exit} {sample} {setting}"),
+     "{watch_seed_1} --exits last {epochs} {lr_one_exit} {sample} {tuned}"),
     ("pilot_temperature0.1", "scl acl-embed", "rte",
      "--change conflict-groups --conflict observe --exits last {epochs} {lr} --weight 0.5 "
      "--temperature 0.1"),
     ("multi_random-batches", "ce scl acl-grad acl-cl", "rte mrpc",
-     "--change random-batches --exits all {epochs} {lr} {sample} {setting}"),
+     "--change random-batches --exits all {epochs} {lr} {sample} {tuned}"),
     ("multi_batch64", "ce scl acl-grad acl-cl", "mrpc rte",
-     "--exits all {epochs} {lr} {sample} {setting} --batch-size 64"),
+     "--exits all {epochs} {lr} {sample} {tuned} --batch-size 64"),
 
     # As `python train.py --task rte --method acl-cl` trains, but for the encoder; then with the
     # tables' rates, epochs, weight and temperature.
     ("default/as-it-is", "ce acl-cl", "mrpc rte", "--exits all --pooling cls"),
     ("default/tuned", "ce acl-cl", "mrpc rte",
-     "--exits all --pooling cls {epochs} {lr} {setting}"),
+     "--exits all --pooling cls {epochs} {lr} {tuned}"),
 
     # Changes on slices of train.  Without the gate, which would drop 2 % there.
-    ("tries/depth", "ce acl-cl kd acl-grad", OTHERS,
-     "--exits all --lr 1e-4 {slice} {tried}"),
+    ("tries/depth", "ce acl-cl kd acl-grad", OTHERS, "--exits all --lr 1e-4 {slice} {tried}"),
     ("tries/depth_center", "acl-cl acl-grad", OTHERS,
-     "--change center --exits all --lr 1e-4 {slice} {tried}"),
-    ("tries/depth_label-embedding-anchors", "acl-cl", OTHERS,
-     "--change label-embedding-anchors --exits all --lr 1e-4 {slice} {tried}"),
-    ("tries/depth_own-teacher", "acl-cl", OTHERS,
-     "--change own-teacher --exits all --lr 1e-4 {slice} {tried}"),
-    ("tries/depth_label-embedding-keys", "acl-cl", OTHERS,
-     "--change label-embedding-keys --exits all --lr 1e-4 {slice} {tried}"),
-    ("tries/depth_warm-up", "acl-cl", OTHERS,
-     "--change warm-up --exits all --lr 1e-4 {slice} {tried}"),
+     "--change {change} --exits all --lr 1e-4 {slice} {tried}"),
+    ("tries/depth_label-embedding-anchors tries/depth_label-embedding-keys "
+     "tries/depth_own-teacher tries/depth_warm-up", "acl-cl", OTHERS,
+     "--change {change} --exits all --lr 1e-4 {slice} {tried}"),
     ("tries/depth_shared-pooler", "acl-cl ce", OTHERS,
-     "--change shared-pooler --exits all --lr 1e-4 {slice} {tried} --pooling cls"),
+     "--change {change} --exits all --lr 1e-4 {slice} {tried} --pooling cls"),
     ("tries/depth_layer-wise", "acl-cl ce", OTHERS,
-     "--change layer-wise --exits all --lr 1e-4 {slice} {tried}"),
+     "--change {change} --exits all --lr 1e-4 {slice} {tried}"),
     ("tries/uniform", "ce acl-cl", OTHERS,
      "--exits all --lr 1e-4 {slice} {tried} --exit-weights uniform"),
     ("tries/uniform_center", "acl-cl", OTHERS,
-     "--change center --exits all --lr 1e-4 {slice} {tried} --exit-weights uniform"),
+     "--change {change} --exits all --lr 1e-4 {slice} {tried} --exit-weights uniform"),
     ("tries/depth_center_no-students-embed", "acl-cl", OTHERS,
      "--change center --exits all --lr 1e-4 {slice} {tried} --no-students-embed"),
     ("tries/depth_center_weight2", "acl-cl", OTHERS,
@@ -183,50 +181,35 @@ ROWS = [
 
     # 1,000 samples of SST-2's train split, scored on the 2,000 after them.
     ("few", "ce kd acl-cl", "sst2",
-     "--exits all --epochs 6 --lr 1e-4 --limit-train 3000 --holdout 2000 {setting}"),
+     "--exits all --epochs 6 --lr 1e-4 --limit-train 3000 --holdout 2000 {tuned}"),
     ("few", "acl-grad", "sst2",
      "--exits all --epochs 6 --lr 1e-4 --limit-train 3000 --holdout 2000 --weight 0.1 "
      "--temperature 0.5"),
 
     # NT-Xent, the form of one of the authors' logged runs; the teacher chosen CsdBERT's way.
-    ("tune_nt-xent/weight0.1", "acl-cl", "cola mrpc",
-     "--change nt-xent --exits all {slice} {lr} --weight 0.1 --temperature 0.5"),
-    ("tune_nt-xent/weight0.5", "acl-cl", "cola mrpc",
-     "--change nt-xent --exits all {slice} {lr} {setting}"),
+    ("tune_nt-xent/weight0.1 tune_nt-xent/weight0.5", "acl-cl", "cola mrpc",
+     "--change nt-xent --exits all {slice} {lr} {named} --temperature 0.5"),
     ("multi_nt-xent", "acl-cl acl-grad", TASKS,
      "--change nt-xent --exits all {epochs} {lr} {sample} --weight 0.1 --temperature 0.5"),
     ("vanilla_nt-xent", "acl-embed", TASKS,
      "--change nt-xent --exits last {epochs} {lr_one_exit} {sample} --weight 0.1 "
      "--temperature 0.5"),
     ("multi_best-teacher", "acl-cl", TASKS,
-     "--change best-teacher --exits all {epochs} {lr} {sample} {setting}"),
+     "--change best-teacher --exits all {epochs} {lr} {sample} {tuned}"),
 
     # MPNet: 12 layers, an exit at each.  5e-5 is the rate of the author's own runs.  scl, which
     # prefers it by 0.2, has 1e-4, too.
-    ("mpnet_head_lr/heads20", "ce", "mrpc",
-     "--exits all --model mpnet --limit-train 2268 --holdout 668 --epochs 2 --lr 5e-5 "
-     "--head-lr 0.001"),
-    ("mpnet_head_lr/heads1", "ce", "mrpc",
-     "--exits all --model mpnet --limit-train 2268 --holdout 668 --epochs 2 --lr 5e-5 "
-     "--head-lr 5e-05"),
-    ("mpnet_head_lr/heads10", "ce", "mrpc",
-     "--exits all --model mpnet --limit-train 2268 --holdout 668 --epochs 2 --lr 5e-5 "
-     "--head-lr 0.0005"),
-    ("mpnet_tune/lr5e-5", METHODS, "mrpc",
-     "--exits all --model mpnet --limit-train 2268 --holdout 668 --epochs 2 --lr 5e-5 "
-     "--head-lr 0.001 {setting}"),
-    ("mpnet_tune/lr1e-4", METHODS, "mrpc",
-     "--exits all --model mpnet --limit-train 2268 --holdout 668 --epochs 2 --lr 1e-4 "
-     "--head-lr 0.002 {setting}"),
+    ("mpnet_head_lr/heads1 mpnet_head_lr/heads10 mpnet_head_lr/heads20", "ce", "mrpc",
+     "--exits all --model mpnet --limit-train 2268 --holdout 668 --epochs 2 {mpnet_lr}"),
+    ("mpnet_tune/lr5e-5 mpnet_tune/lr1e-4", METHODS, "mrpc",
+     "--exits all --model mpnet --limit-train 2268 --holdout 668 --epochs 2 {mpnet_lr} {tuned}"),
     ("mpnet", METHODS, "rte mrpc",
-     "--exits all --model mpnet {epochs} --lr 1e-4 --head-lr 0.002 {setting}"),
+     "--exits all --model mpnet {epochs} --lr 1e-4 --head-lr 0.002 {tuned}"),
 
     # Ablations: one change at a time at 1e-4; where the gate is not the change it stands open.
     ("multi_lr1e-4", METHODS, TASKS, "--exits all {epochs} --lr 1e-4 {sample} {earlier}"),
-    ("ablate/project", "acl-grad", "sst2",
-     "--change project --conflict observe --exits all {epochs} --lr 1e-4 {sample} {earlier}"),
-    ("ablate/weigh", "acl-grad", "sst2",
-     "--change weigh --conflict observe --exits all {epochs} --lr 1e-4 {sample} {earlier}"),
+    ("ablate/project ablate/weigh", "acl-grad", "sst2",
+     "--change {change} --conflict observe --exits all {epochs} --lr 1e-4 {sample} {earlier}"),
     ("ablate/features", "acl-grad", "sst2",
      "--exits all {epochs} --lr 1e-4 {sample} --conflict-at features {earlier}"),
     ("ablate/discard", "scl", "sst2",
@@ -236,18 +219,15 @@ ROWS = [
     ("ablate/none", "acl-grad acl-cl", "sst2",
      "--exits all {epochs} --lr 1e-4 {sample} --conflict none {earlier}"),
     ("ablate/none_detached", "acl-grad", "sst2",
-     "--change detached --exits all {epochs} --lr 1e-4 {sample} --conflict none {earlier}"),
+     "--change {change} --exits all {epochs} --lr 1e-4 {sample} --conflict none {earlier}"),
     ("ablate/none_weight0.1", "acl-cl", "sst2",
      "--exits all {epochs} --lr 1e-4 {sample} --conflict none --weight 0.1 --temperature 0.5"),
     ("ablate/none_temperature0.1", "acl-cl", "sst2",
      "--exits all {epochs} --lr 1e-4 {sample} --conflict none --weight 0.5 --temperature 0.1"),
-    ("ablate/none_best-teacher", "acl-cl", "sst2",
-     "--change best-teacher --exits all {epochs} --lr 1e-4 {sample} --conflict none "
-     "{earlier}"),
+    ("ablate/none_best-teacher ablate/none_center", "acl-cl", "sst2",
+     "--change {change} --exits all {epochs} --lr 1e-4 {sample} --conflict none {earlier}"),
     ("ablate/none_no-students-embed", "acl-cl", "sst2",
      "--exits all {epochs} --lr 1e-4 {sample} --conflict none --no-students-embed {earlier}"),
-    ("ablate/none_center", "acl-cl", "sst2",
-     "--change center --exits all {epochs} --lr 1e-4 {sample} --conflict none {earlier}"),
     ("ablate/none_uniform", "acl-cl", "sst2",
      "--exits all {epochs} --lr 1e-4 {sample} --conflict none --exit-weights uniform "
      "{earlier}"),
@@ -259,40 +239,11 @@ ROWS = [
     # The demo with more of the contrastive loss than by default; one epoch of SCL on RTE.
     ("gate/ce", "ce", "demo", "--epochs 8 --batch-size 32"),
     ("gate/all-exits", "ce", "demo", "--epochs 8 --batch-size 32 --exits all"),
-    ("gate/ce", "ce", "rte",
-     "--exits last --epochs 1 --lr 1e-4 --weight 0.5 --temperature 0.1"),
-    ("gate/observe", "acl-grad", "demo",
-     "--conflict observe --epochs 8 --batch-size 32 --weight 0.1 --temperature 0.07"),
-    ("gate/observe", "acl-cl", "demo",
-     "--conflict observe --epochs 8 --batch-size 32 --weight 0.1 --temperature 0.07 --exits "
-     "all"),
-    ("gate/observe", "scl", "rte",
-     "--conflict observe --exits last --epochs 1 --lr 1e-4 --weight 0.5 --temperature 0.1"),
-    ("gate/discard", "acl-grad", "demo",
-     "--conflict discard --epochs 8 --batch-size 32 --weight 0.1 --temperature 0.07"),
-    ("gate/discard", "acl-cl", "demo",
-     "--conflict discard --epochs 8 --batch-size 32 --weight 0.1 --temperature 0.07 --exits "
-     "all"),
-    ("gate/discard", "scl", "rte",
-     "--conflict discard --exits last --epochs 1 --lr 1e-4 --weight 0.5 --temperature 0.1"),
-    ("gate/project", "acl-grad", "demo",
-     "--change project --conflict observe --epochs 8 --batch-size 32 --weight 0.1 "
-     "--temperature 0.07"),
-    ("gate/project", "acl-cl", "demo",
-     "--change project --conflict observe --epochs 8 --batch-size 32 --weight 0.1 "
-     "--temperature 0.07 --exits all"),
-    ("gate/project", "scl", "rte",
-     "--change project --conflict observe --exits last --epochs 1 --lr 1e-4 --weight 0.5 "
-     "--temperature 0.1"),
-    ("gate/weigh", "acl-grad", "demo",
-     "--change weigh --conflict observe --epochs 8 --batch-size 32 --weight 0.1 "
-     "--temperature 0.07"),
-    ("gate/weigh", "acl-cl", "demo",
-     "--change weigh --conflict observe --epochs 8 --batch-size 32 --weight 0.1 "
-     "--temperature 0.07 --exits all"),
-    ("gate/weigh", "scl", "rte",
-     "--change weigh --conflict observe --exits last --epochs 1 --lr 1e-4 --weight 0.5 "
-     "--temperature 0.1"),
+    ("gate/ce", "ce", "rte", "--exits last --epochs 1 --lr 1e-4 --weight 0.5 --temperature 0.1"),
+    ("gate/observe gate/discard gate/project gate/weigh", "acl-grad acl-cl", "demo",
+     "{gate} --epochs 8 --batch-size 32 --weight 0.1 --temperature 0.07 {all_of_acl-cl}"),
+    ("gate/observe gate/discard gate/project gate/weigh", "scl", "rte",
+     "{gate} --exits last --epochs 1 --lr 1e-4 --weight 0.5 --temperature 0.1"),
 ]
 
 
@@ -309,29 +260,29 @@ class Run(NamedTuple):
     options: str
 
 
-def all_runs(seeds=None):
-    """Every Run of the rows above, seed by seed; with these seeds, if any are given."""
-    for seed in seeds or range(1, 6):
-        for folder, methods, tasks, options in ROWS:
-            if seeds or seed <= SEEDS[block_of(folder)]:
-                for method in methods.split():
-                    for task in tasks.split():
-                        yield Run(folder, task, method, seed, fill(options, task, method, seed))
-
-
-def block_of(folder):
-    return folder.split("/")[0]
+def all_runs():
+    """Every Run of the rows above, seed by seed."""
+    runs = []
+    for *words, options in ROWS:
+        for folder, method, task in itertools.product(*map(str.split, words)):
+            block, _, setting = folder.partition("/")
+            for seed in range(1, SEEDS[block] + 1):
+                filled = fill(options, setting, task, method, seed)
+                runs.append(Run(folder, task, method, seed, filled))
+    return sorted(runs, key=lambda run: run.seed)
 
 
 def line_of(run):
     return " ".join(map(str, run))
 
 
-def fill(options, *of_run):
+def fill(options, setting, *of_run):
     """The options with what {lr} and the like stand for, where the run has such a thing."""
-    values = {}
+    words = setting.split("_")
+    named = [re.sub(r"([a-z]+)(\d.*)", r"--\1 \2", word) for word in words]
+    values = {"named": " ".join(named), "change": words[-1]}
     for name, choices in SETTINGS.items():
-        values[name] = " ".join(choices[key] for key in of_run if key in choices)
+        values[name] = " ".join(choices[key] for key in (setting, *of_run) if key in choices)
     return " ".join(options.format(**values).split())
 
 
@@ -341,7 +292,9 @@ def fill(options, *of_run):
 def train(run, args):
     """Train one run unless it is packed, then pack it.  Returns whether it is there now."""
     name = f"{run.folder}/{run.task}_{run.method}_{run.seed}"
-    if name in packed.names(args.packed):
+    runs = args.again or Path("runs")
+    packed_files = args.again or packed.FOLDER
+    if name in packed.names(packed_files):
         return True
     print(f"{time.strftime('%T')} {line_of(run)}", flush=True)
 
@@ -354,7 +307,7 @@ def train(run, args):
     command += ["--task", run.task, "--method", run.method, "--seeds", str(run.seed)]
     if run.task != "demo":  # it makes its own data and model
         command += ["--data", "data", "--model", "minilm", "--pooling", "mean"]
-    command += [*options, "--output", args.runs / run.folder, "--resume"]
+    command += [*options, "--output", runs / run.folder, "--resume"]
 
     # glibc gives every large tensor back to the system and asks for it again; keeping the memory
     # saves a tenth of the time.
@@ -364,32 +317,17 @@ def train(run, args):
         "MALLOC_MMAP_THRESHOLD_": "4000000000",
         "MALLOC_TOP_PAD_": "200000000",
     }
-    log = args.runs / (name.replace("/", "-") + ".log")
+    log = runs / (name.replace("/", "-") + ".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w") as file:
         status = subprocess.call(command, env=environment | os.environ, stdout=file, stderr=file)
     if status != 0:
         print(f"FAILED: {log}", flush=True)
         return False
-    packed.pack(args.runs / name, name, args.packed)
-    if not args.keep:
-        (args.runs / name / "model" / "model.safetensors").unlink(missing_ok=True)
+    packed.pack(runs / name, name, packed_files)
+    if not args.again:
+        (runs / name / "model" / "model.safetensors").unlink(missing_ok=True)
     return True
-
-
-def train_all(args):
-    chosen = []
-    for run in all_runs(args.seeds):
-        is_named = not args.blocks or block_of(run.folder) in args.blocks
-        if is_named and re.search(args.only, line_of(run)):
-            chosen.append(run)
-            if args.list:
-                print(line_of(run))
-    if args.list:
-        return
-    with ThreadPool(args.jobs) as pool:  # after Ctrl-C no other run starts
-        is_there = pool.map(lambda run: train(run, args), chosen, chunksize=1)
-    sys.exit(0 if all(is_there) else 1)
 
 
 def parse_args(argv):
@@ -397,12 +335,10 @@ def parse_args(argv):
     add = p.add_argument
     add("blocks", nargs="*", metavar="BLOCK", help=f"of {', '.join(SEEDS)}")
     add("--list", action="store_true", help="print the runs, train nothing")
-    add("--seeds", type=int, nargs="+", help="other seeds than the results have")
     add("--only", default="", metavar="REGEX", help="only the runs whose line matches")
     add("--jobs", type=int, default=2, help="runs side by side (%(default)s)")
-    add("--runs", type=Path, default="runs", help="where runs are trained (%(default)s)")
-    add("--packed", type=Path, default=packed.FOLDER, help="where the packed files are")
-    add("--keep", action="store_true", help="keep the models in --runs")
+    add("--again", type=Path, metavar="FOLDER",
+        help="train and pack there, whether or not the run is packed here; keep the models")
     args = p.parse_args(argv)
     if not (args.blocks or args.list) or not set(args.blocks) <= set(SEEDS):
         p.error(f"name the blocks to train, of {', '.join(SEEDS)}; or --list")
@@ -411,8 +347,16 @@ def parse_args(argv):
 
 def main(argv=None):
     args = parse_args(argv)
+    blocks = args.blocks or SEEDS
+    runs = [run for run in all_runs() if run.folder.split("/")[0] in blocks]
+    runs = [run for run in runs if re.search(args.only, line_of(run))]
     with one_line_errors("results/run.py"):
-        train_all(args)
+        if args.list:
+            print(*map(line_of, runs), sep="\n")
+            return
+        with ThreadPool(args.jobs) as pool:  # after Ctrl-C no other run starts
+            is_there = pool.map(lambda run: train(run, args), runs, chunksize=1)
+        sys.exit(0 if all(is_there) else 1)
 
 
 if __name__ == "__main__":

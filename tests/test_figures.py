@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.small import answer, call, make_run
 
@@ -33,7 +32,7 @@ def own(tmp_path_factory):
     return [*runs, make_run(folder, "acl-grad", "--exits", "last", "--weight", "0.3")]
 
 
-@pytest.mark.parametrize("picture", ["angles", "tradeoff", "space"])
+@pytest.mark.parametrize("picture", ["angles", "tradeoff"])
 def test_ones_own_runs(picture, own, tmp_path, monkeypatch):
     """Into the working folder, and as SVG; a run of one exit has no trade-off."""
     monkeypatch.chdir(tmp_path)
@@ -63,25 +62,13 @@ def test_the_legend_stays_inside():
     assert not box.overlaps(figure.axes[0].get_tightbbox())
 
 
-def test_plane_by_hand():
-    """Two classes opposite each other lie on one axis, the last label embedding to the right."""
-    label_embeddings = torch.tensor([[0.0, 2.0, 0.0], [0.0, -3.0, 0.0]])
-    h = torch.tensor([[0.0, 1.0, 0.0], [0.0, -1.0, 0.0]])
-    dots, stars, share = figures.plane(h, label_embeddings)
-    for flat in (dots, stars):
-        assert flat[:, 0].tolist() == pytest.approx([-1, 1])
-    assert share == pytest.approx(1)
-
-
 @pytest.mark.parametrize("argv, word", [
     (["angles"], "of which RUN"),
     (["angles", "nowhere"], "neither a folder nor"),
     (["angles", "."], "result.json"),
     (["angles", "multi/rte_ce_1"], "no angle was measured"),
     (["angles", "multi/*"], "several tasks"),
-    (["groups", "multi/rte_ce_1"], "conflict-groups"),
     (["tradeoff", "vanilla/rte_*"], "none of these runs has several exits"),
-    (["space", "multi/rte_ce_1"], "result.json"),
 ])
 def test_bad_input(argv, word, tmp_path, monkeypatch, capsys):
     """One line and status 2, no picture."""

@@ -32,14 +32,14 @@ def listed(capsys, *argv):
 
 def test_the_list_is_that_of_the_packed_runs(capsys):
     """What a row's options come to in train.py is what stands in runs.csv."""
-    runs = packed.read().runs.set_index("run")
+    runs = packed.read()["runs"].set_index("run")
     lines = listed(capsys)
-    assert len(lines) == len(set(lines)) == 725
+    assert len(lines) == len(set(lines))
     others = set(runs.index)
     for line in lines:
         folder, task, method, seed, *options = line.split()
         name = f"{folder}/{task}_{method}_{seed}"
-        if name not in others:
+        if name not in others:  # not trained yet
             continue
         others.remove(name)
         row = runs.loc[name].to_dict()
@@ -55,7 +55,6 @@ def test_the_list_is_that_of_the_packed_runs(capsys):
 
     # On a CPU as far as it went; seeds 2 and 3 of what looked best.
     assert {name.split("/")[0] for name in others} == {"mpnet_cpu", "tries", "ablate"}
-    assert len(others) == 13 + 3 + 4
 
 
 def test_the_lists_options(capsys):
@@ -63,8 +62,6 @@ def test_the_lists_options(capsys):
         "few sst2 kd 1 --exits all --epochs 6 --lr 1e-4 --limit-train 3000 --holdout 2000 "
         "--weight 0.5 --temperature 1"
     ]
-    lines = listed(capsys, "multi", "vanilla", "--only", " rte ", "--seeds", "7", "8")
-    assert len(lines) == 2 * (5 + 4) and "conflict-groups" not in "".join(lines)
 
 
 # ----------------------------------------------------------------------------- the packing
@@ -76,9 +73,9 @@ def test_a_run_comes_out_again(finished, tmp_path):
         packed.pack(finished, name, tmp_path)
     data = packed.read(tmp_path)
     packed.pack(finished, "block/mine_acl-cl_2", tmp_path)
-    assert all(a.equals(b) for a, b in zip(data, packed.read(tmp_path)))
+    assert all(frame.equals(data[kind]) for kind, frame in packed.read(tmp_path).items())
     want = read_run(finished)
-    row = data.runs.set_index("run").loc["block/setting/mine_acl-cl_1"]
+    row = data["runs"].set_index("run").loc["block/setting/mine_acl-cl_1"]
     assert (row.block, row.setting, row.model) == ("block", "setting", "my model")
     known = want.config | want.result
     for name in (*packed.SCORES, "lr", "weight", "conflict", "students_embed"):
@@ -86,28 +83,30 @@ def test_a_run_comes_out_again(finished, tmp_path):
     frames = {"exits": want.exits, "steps": want.steps, "tradeoff": trade_off_of(want),
               "groups": pandas.read_csv(finished / "groups.csv")}
     for kind, frame in frames.items():
-        rows = getattr(data, kind)
+        rows = data[kind]
         ours = rows[rows.run == "block/setting/mine_acl-cl_1"].drop(columns="run")
         pandas.testing.assert_frame_equal(ours, frame, check_exact=True, check_dtype=False)
-    assert data.clock.empty and len(data.runs) == 2
+    assert len(data["runs"]) == 2
 
 
 def test_after_a_kill_between_two_files_nothing_is_there_twice(finished, tmp_path):
     packed.pack(finished, "block/mine_acl-cl_1", tmp_path)
-    steps = packed.read(tmp_path).steps
+    steps = packed.read(tmp_path)["steps"]
     (tmp_path / "runs.csv").unlink()
     packed.pack(finished, "block/mine_acl-cl_1", tmp_path)
-    assert packed.read(tmp_path).steps.equals(steps)
+    assert packed.read(tmp_path)["steps"].equals(steps)
 
 
 def test_the_committed_files_belong_together():
     """Each run has its rows in the other files."""
     data = packed.read()
-    names = set(data.runs.run)
-    assert len(names) == len(data.runs) == 622
-    assert set(data.exits.run) == set(data.steps.run) == names
-    assert set(data.tradeoff.run) == set(data.runs.run[data.runs.exit_layers.map(len) > 1])
-    assert set(data.groups.run) | set(data.clock.run) < names
+    runs = data["runs"]
+    names = set(runs.run)
+    assert len(names) == len(runs) and tuple(runs) == packed.COLUMNS
+    assert set(data["exits"].run) == set(data["steps"].run) == names
+    assert set(data["tradeoff"].run) == set(runs.run[runs.exit_layers.map(len) > 1])
+    clock = pandas.read_csv(packed.FOLDER / "clock.csv")
+    assert set(data["groups"].run) | set(clock.run) < names
 
 
 # ----------------------------------------------------------------------------- the training
@@ -132,10 +131,11 @@ def commands(finished, monkeypatch):
     return started
 
 
-def test_missing_runs_are_trained_and_packed(commands, tmp_path, capsys):
+def test_missing_runs_are_trained_and_packed(commands, tmp_path, monkeypatch, capsys):
     """With --change by the other program; without weights afterwards; and never twice."""
-    argv = ["ablate", "few", "--only", "(ablate/none_center|few) sst2 acl-cl",
-            "--runs", tmp_path / "runs", "--packed", tmp_path / "packed"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(packed, "FOLDER", tmp_path / "packed")
+    argv = ["ablate", "few", "--only", "(ablate/none_center|few) sst2 acl-cl"]
     for _ in range(2):
         assert answer(capsys, run.main, *argv)[0] == 0
     common = "--task sst2 --method acl-cl --seeds 1 --data data --model minilm --pooling mean"
@@ -143,18 +143,18 @@ def test_missing_runs_are_trained_and_packed(commands, tmp_path, capsys):
     assert changed[:2] == [str(run.ROOT / "results" / "variants.py"), "center"]
     assert changed[2:14] == common.split() and threads == "1"
     assert plain[:13] == [str(run.ROOT / "train.py"), *common.split()]
-    assert plain[-3:] == ["--output", str(tmp_path / "runs" / "few"), "--resume"]
-    assert packed.names(tmp_path / "packed") == {"few/sst2_acl-cl_1",
-                                                 "ablate/none_center/sst2_acl-cl_1"}
+    assert plain[-3:] == ["--output", "runs/few", "--resume"]
+    assert packed.names(packed.FOLDER) == {"few/sst2_acl-cl_1", "ablate/none_center/sst2_acl-cl_1"}
     assert not list(tmp_path.rglob("model.safetensors"))
 
 
-def test_a_failure_is_told_and_the_others_go_on(commands, tmp_path, capsys):
-    argv = ["few", "--runs", tmp_path / "runs", "--packed", tmp_path, "--keep"]
-    status, text, _ = answer(capsys, run.main, *argv)
-    assert status == 1 and f"FAILED: {tmp_path / 'runs' / 'few-sst2_kd_1.log'}" in text
-    assert len(packed.names(tmp_path)) == 3
-    assert len(list(tmp_path.rglob("model.safetensors"))) == 3
+def test_runs_are_repeated_elsewhere_with_their_models(commands, tmp_path, capsys):
+    """A failure is told, and the others go on; the packed runs stay as they are."""
+    names = packed.names()
+    status, text, _ = answer(capsys, run.main, "few", "--again", tmp_path)
+    assert status == 1 and f"FAILED: {tmp_path / 'few-sst2_kd_1.log'}" in text
+    assert len(packed.names(tmp_path)) == len(list(tmp_path.rglob("model.safetensors"))) == 3
+    assert packed.names() == names
 
 
 @pytest.mark.parametrize("argv", [[], ["nothing"]])

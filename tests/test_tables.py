@@ -12,170 +12,165 @@ from tools.tradeoff import at_speedup
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = packed.read()
-RUNS = DATA.runs.fillna({"setting": ""}).to_dict("records")
-ROWS = {kind: dict(list(getattr(DATA, kind).groupby("run"))) for kind in ("tradeoff", "exits")}
+FRAME = tables.frame_of(DATA)
+ROWS = {kind: dict(list(DATA[kind].groupby("run"))) for kind in ("tradeoff", "exits")}
 T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # by the number of differences
 
+# {(block, name in the tables): runs}
+RUNS = {}
+for record in DATA["runs"].fillna({"setting": ""}).to_dict("records"):
+    words = [record["method"], *filter(None, record["setting"].split("_"))]
+    RUNS.setdefault((record["block"], ", ".join(words)), []).append(record)
 
-def cells_of(text):
-    """{(title, caption, row, column): cell} of the tables in a Markdown text; no empty cells."""
+
+def cells_of(lines):
+    """{(caption, row, column): cell} of the tables among Markdown lines; no empty cells."""
     cells = {}
-    title = caption = header = None
-    for line in text.splitlines():
-        if line.startswith("### "):
-            title = line[4:]
-        elif line.startswith("|"):
+    caption = header = None
+    for line in lines:
+        if line.startswith("|"):
             row = [cell.strip() for cell in line[1:-1].split("|")]
             header = header or row
             name = re.sub(r" \(\d\)$", "", row[0])  # without the number of seeds
             for column, cell in zip(header, row):
                 if column and cell and name not in ("", "---"):
-                    cells[title, caption, name, column] = cell
+                    cells[caption, name, column] = cell
         elif line:
             caption, header = line, None
     return cells
 
 
-CELLS = cells_of((ROOT / "results" / "tables.md").read_text(encoding="utf-8"))
+def committed(page):
+    """The lines that the script wrote into a page."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return text.split(tables.BEGIN)[1].split(tables.END)[0].splitlines()
 
 
-def measure(run, name):
+def measure(run, what):
     """A run's number for a table, from its rows of the packed files."""
     scores = run["exit_scores"]
-    if name.startswith("exit "):
-        return scores[run["exit_layers"].index(int(name[5:]))]
-    if name in ("shallow", "Mean over the lower half of the exits"):
-        return statistics.mean(scores[:max(1, len(scores) // 2)])
-    if name.startswith("Score at twice"):
+    if what.startswith("exit "):
+        return scores[run["exit_layers"].index(int(what[5:]))]
+    if what == "half":
+        return statistics.mean(scores[:len(scores) // 2])
+    if what == "2x":
         return at_speedup(ROWS["tradeoff"][run["run"]], "entropy", 2).score
-    if name == "over epochs":
+    if what == "over epochs":
         rows = ROWS["exits"][run["run"]]
         return rows[rows.exit_layer == run["exit_layers"][-1]].accuracy.mean()
-    return scores[-1] if name in ("deepest", "score") else statistics.mean(scores)
+    shares = {"% conflicts": "conflict_share", "% kept": "kept"}
+    return 100 * run[shares[what]] if what in shares else statistics.mean(scores)
 
 
-def values(block, task, name, of):
-    """{seed: number}; of the task "all" means over the block's tasks, where none is missing."""
-    tasks = {run["task"] for run in RUNS if run["block"] == block} if task == "all" else [task]
+def tasks_of(block, task):
+    """[task], or for the task "all" those of a block over which its means go."""
+    if task != "all":
+        return [task]
+    tasks = {run["task"] for key, runs in RUNS.items() if key[0] == block for run in runs}
+    return tasks - {"rte"} if block == "tune" else tasks  # where rte has ce alone
+
+
+def values(block, tasks, name, what, exits=None):
+    """{seed: mean over the tasks}, where none is missing.  exits: only runs with so many."""
     found = {}
-    for run in RUNS:
-        words = [run["method"], *filter(None, run["setting"].split("_"))]
-        if (run["block"], ", ".join(words)) == (block, name) and run["task"] in tasks:
-            found.setdefault(run["seed"], []).append(measure(run, of))
+    for run in RUNS.get((block, name), []):
+        if run["task"] in tasks and exits in (None, len(run["exit_layers"])):
+            found.setdefault(run["seed"], []).append(measure(run, what))
     return {seed: statistics.mean(v) for seed, v in found.items() if len(v) == len(tasks)}
 
 
 def mean_sd(numbers):
-    sd = f"±{statistics.stdev(numbers):.1f}" if len(numbers) > 1 else ""
-    return f"{statistics.mean(numbers):.1f}{sd}"
+    """What a cell like 71.3±0.8 shows; of one value the mean alone."""
+    numbers = list(numbers)
+    return [statistics.mean(numbers), *([statistics.stdev(numbers)] if len(numbers) > 1 else [])]
 
 
 def interval(ours, theirs):
-    """Mean and 95 % t-interval of the differences over the common seeds."""
+    """Of the differences over the common seeds: their mean and the ends of the 95 % t-interval."""
     d = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-    cell = f"{statistics.mean(d):+.2f}"
-    if len(d) > 1:
-        half = T[len(d)] * statistics.stdev(d) / len(d) ** 0.5
-        cell += f" [{statistics.mean(d) - half:.2f}, {statistics.mean(d) + half:.2f}]"
-    return cell
+    middle = statistics.mean(d)
+    if len(d) == 1:
+        return [middle]
+    half = T[len(d)] * statistics.stdev(d) / len(d) ** 0.5
+    return [middle, middle - half, middle + half]
 
 
-def expected(block, caption, row, column):
-    """A cell of any table of scores or differences, or None where it is of another kind."""
-    if row == "majority class":
-        return None
-    if caption.startswith("**") and column in ("mean", "shallow", "deepest", "score",
-                                               "over epochs") or column.startswith("exit "):
-        return mean_sd(list(values(block, caption.split("**")[1], row, column).values()))
-    if caption.startswith("Score at twice") and caption.endswith("entropy:"):
-        return mean_sd(list(values(block, column, row, caption).values()))
-    if ", difference to " not in caption:
-        return None
-    of, to = caption.rstrip(":").split(", difference to ")
-    beside = {"ablate": "multi_lr1e-4", "tries": "tries"}.get(block, block.split("_")[0])
-    if block in ("mpnet_cpu", "multi_lr1e-4"):
-        beside = block
-    other = row if to.startswith("the same") else to.strip("`")
-    return interval(values(block, column, row, of), values(beside, column, other, of))
+def shows(cell, numbers):
+    """Whether a cell shows these numbers, rounded."""
+    shown = re.findall(r"(?<!\d)[+-]?\d+\.\d+", cell)
+    tolerance = 0.501 * 0.1 ** len(shown[0].split(".")[1])
+    return [float(word) for word in shown] == pytest.approx(numbers, abs=tolerance)
+
+
+def difference(block, tasks, row, what, to):
+    """The interval of a difference to `ce` or to the same method."""
+    shown = tables.BLOCKS[block]
+    method, *setting = row.split(", ")
+    theirs = {}
+    exits = len(RUNS[block, row][0]["exit_layers"])
+    for words in [word.split("_") for word in shown.unchanged] or [setting]:
+        name = ", ".join(filter(None, ["ce" if to == "`ce`" else method, *words]))
+        has_own = to == "`ce`" and (block, name) in RUNS
+        there = block if has_own else shown.beside or block
+        assert (there, name) != (block, row)  # nothing is compared with itself
+        theirs |= values(there, tasks, name, what, exits)
+    return interval(values(block, tasks, row, what), theirs)
 
 
 @pytest.mark.parametrize("block", tables.BLOCKS)
-def test_scores_and_differences(block):
-    """Every mean, sd and t-interval over seeds, but for those that the tests below look at."""
-    checked = 0
-    for (title, caption, row, column), cell in CELLS.items():
-        if title == tables.BLOCKS[block][0] and block not in ("speeds", "geometry"):
-            want = expected(block, caption, row, column)
-            assert want in (cell, None), (caption, row, column)
-            checked += want is not None
-    assert checked or block in ("speeds", "geometry", "tune", "tune_vanilla")
+def test_every_cell(block):
+    """Scores, what the gate did, differences: means, sd and t-intervals over seeds."""
+    titles = {title: what for what, title in tables.MEASURES.items()}
+    cells = cells_of(tables.text_of(block, FRAME).splitlines())
+    for (caption, row, column), cell in cells.items():
+        if caption.startswith("**"):
+            tasks = tasks_of(block, caption.split("**")[1])
+            numbers = mean_sd(values(block, tasks, row, column).values())
+        else:
+            title, to = caption.rstrip(":").split(", difference to ")
+            numbers = difference(block, tasks_of(block, column), row, titles[title], to)
+        assert shows(cell, numbers), (caption, row, column)
 
 
-def of(start):
-    """The runs whose name starts so."""
-    return [run for run in RUNS if run["run"].startswith(start)]
-
-
-def test_cells_of_other_kinds():
-    """Early exit, geometry, conflicts, tuning: each from the packed rows of its runs."""
-    runs = of("multi/mrpc_acl-cl")
-    at = [at_speedup(ROWS["tradeoff"][run["run"]], "patience", 1.5) for run in runs]
-    own = statistics.mean(row.speedup for row in at)  # over 5 % more than 1.5
-    twice = [100 * measure(run, "Score at twice") / run["score"] for run in runs]
-    clock = DATA.clock.set_index(["run", "batch_size"]).clocked
-    last = [ROWS["exits"][run["run"]].iloc[-1].label_cosine for run in runs]
-    shares = [run["conflict_share"] for run in of("gate/weigh/rte_scl")]
-    kept = [run["kept"] for run in of("gate/weigh/rte_scl")]
-    tuned = [run["mean_exit_score"] for run in of("tune/lr2e-4/") if run["method"] == "kd"]
-    speeds = ("Early exit, every rule", "**mrpc**, 5 seeds")
-    gate = (tables.BLOCKS["gate"][0], "**rte**")
-    tuning = ("Tuning", "Mean over exits:")
-    for key, want in {
-        (*speeds, "patience, acl-cl", "1.5x"): f"{mean_sd([r.score for r in at])} ({own:.2f}x)",
-        (*speeds, "patience, acl-cl", "3x"): "-",
-        (*speeds, "entropy, acl-cl", "% of full, 2x"): mean_sd(twice),
-        (*speeds, "entropy, acl-cl", "clocked"): f"{clock['multi/mrpc_acl-cl_3', 32]:.2f}x",
-        ("Did it align?", "Mean over seeds:", "mrpc, acl-cl", "label cosine, deepest"):
-            f"{statistics.mean(last):.2f}",
-        (*gate, "scl, weigh", "conflicts (kept)"):
-            f"{100 * statistics.mean(shares):.0f} % ({100 * statistics.mean(kept):.0f} %)",
-        (*tuning, "kd, lr2e-4", "all"): f"{statistics.mean(tuned):.2f}",
-        (*tuning, "ce, lr5e-5", "all"): "58.38",  # without rte
-    }.items():
-        assert CELLS[key] == want
+@pytest.mark.parametrize("block, caption, row, column, cell", [
+    ("tune", "**all**, majority class 42.0", "ce, lr5e-5", "mean", "58.4"),  # without rte
+    ("gate", "**rte**, majority class 52.7", "scl, weigh", "% kept", "4.8±0.9"),
+    ("gate", "Mean over the epochs of the deepest exit's score, difference to `ce`:",
+     "acl-cl, discard", "demo", "-6.90 [-10.20, -3.60]"),
+    ("tries", "Mean over exits, difference to `ce`:", "acl-cl, depth", "cola",
+     "+1.30 [0.54, 2.06]"),
+    ("multi_best-teacher", "Mean over exits, difference to the same method, unchanged:",
+     "acl-cl", "rte", "-0.26 [-0.49, -0.03]"),
+])
+def test_numbers_of_the_pages(block, caption, row, column, cell):
+    cells = cells_of(tables.text_of(block, FRAME).splitlines())
+    assert cells[caption, row, column] == cell
 
 
 def test_the_committed_tables_are_what_the_script_makes(tmp_path, monkeypatch, capsys):
-    """Written between the markers; no table has more than eight columns."""
-    committed = {}
+    """Written between the markers; no table has more than ten columns."""
     (tmp_path / "results").mkdir()
-    for page in ("results/tables.md", "README.md"):
-        committed[page] = (ROOT / page).read_text(encoding="utf-8")
-        above, lines = committed[page].split(tables.BEGIN)
-        lines, below = lines.split(tables.END)
-        assert max(line.count("|") for line in lines.splitlines()) <= 9
-        (tmp_path / page).write_text(f"{above}{tables.BEGIN}old\n{tables.END}{below}")
+    pages = ("results/tables.md", "README.md")
+    for page in pages:
+        assert max(line.count("|") for line in committed(page)) <= 11
+        (tmp_path / page).write_text(f"above{tables.BEGIN}old\n{tables.END}below")
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     assert answer(capsys, tables.main, "--write")[0] == 0
-    for page, text in committed.items():
-        assert (tmp_path / page).read_text(encoding="utf-8") == text
+    for page in pages:
+        text = "\n".join(committed(page))
+        assert (tmp_path / page).read_text(encoding="utf-8") == (
+            f"above{tables.BEGIN}{text}\n{tables.END}below"
+        )
 
 
 def test_the_summary():
     """Means over all tasks and exits, seed by seed."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").split(tables.BEGIN)[1]
-    cells = {key[2:]: cell for key, cell in cells_of("### \n" + text).items()}
+    cells = {key[1:]: cell for key, cell in cells_of(committed("README.md")).items()}
     for column, block in (("six exits", "multi"), ("one exit", "vanilla")):
-        ours, ce = (values(block, "all", name, "mean") for name in ("acl-grad", "ce"))
-        assert cells["acl-grad", column] == interval(ours, ce)
-        assert cells["ce", column] == mean_sd(list(ce.values()))
-
-
-def test_the_majority_class_is_glues():
-    """RTE 146 of 277, MRPC 279 of 408, SST-2 444 of 872; a constant has no correlation."""
-    known = {"rte": 146 / 277, "mrpc": 279 / 408, "sst2": 444 / 872, "cola": 0}
-    for run in of("multi/"):
-        assert run["majority_score"] == pytest.approx(100 * known[run["task"]])
+        tasks = tasks_of(block, "all")
+        ours, ce = (values(block, tasks, name, "mean") for name in ("acl-grad", "ce"))
+        assert shows(cells["acl-grad", column], interval(ours, ce))
+        assert shows(cells["ce", column], mean_sd(ce.values()))
 
 
 @pytest.mark.parametrize("argv, word", [
