@@ -1,4 +1,4 @@
-"""The benchmark runs at its smallest, and notices a contestant that leaves a wrong gradient."""
+"""The benchmark runs at its smallest, and times each contestant once in a round."""
 
 import pytest
 import torch
@@ -19,19 +19,6 @@ def test_every_contestant_is_timed_in_one_table(exits, capsys):
         assert ms > 0
     assert ratios["plain sum"] == 1
     assert printed[-1].startswith("ratio of one more backward")
-
-
-def test_gradients_that_should_be_equal_are(monkeypatch):
-    surgery.check("all")
-
-    def careless_gate(losses):
-        """It says that there was no conflict, and leaves the second gradient out all the same."""
-        surgery.plain_ce(losses)
-        return False
-
-    monkeypatch.setitem(surgery.CONTESTANTS, "acl_grad", careless_gate)
-    with pytest.raises(AssertionError):
-        surgery.check("all")
 
 
 def test_a_round_times_each_contestant_once_and_the_first_is_dropped(monkeypatch):
