@@ -153,25 +153,27 @@ def read_rows(text):
         first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
         starts[first] = row_of(name, node)
 
-    rows = [Row()]
+    # The module's docstring comes first, without the formula that stands with acl_grad.
+    rows = [Row(prose=re.sub("    g = .*\n", "", ast.get_docstring(tree)))]
     above = ""
     for number, line in enumerate(text.splitlines(), start=1):
         if number in docstrings:
             continue
-        comment = re.match("# ?(-{3,} *)?(.*)", line)  # not one within a function
-        is_title = comment and comment[1]
-        is_new = comment or not above and re.match(r"\w", line)
         if number in starts:
             rows.append(starts[number])
-        elif is_title or is_new and (rows[-1].title or rows[-1].code):
+        elif not above and re.match(r"[\w#]", line):  # a paragraph outside functions
             rows.append(Row())
-        if is_title:
-            rows[-1].title = comment[2]
-        elif comment:
-            rows[-1].prose += f"{comment[2]}\n"
-        elif line or rows[-1].code:
-            rows[-1].code.append(number)
+        row = rows[-1]
         above = line
+
+        # A paragraph's comment is its title or its prose.
+        comment = re.match("# ?(-{3,} *)?(.*)", line)
+        if comment and comment[1]:
+            row.title = comment[2]
+        elif comment and not row.code:
+            row.prose += f"{comment[2]}\n"
+        elif line or row.code:
+            row.code.append(number)
     return rows
 
 
@@ -233,11 +235,8 @@ def module_html(module, targets):
     code = highlight(text, PythonLexer(stripnl=False), FORMATTER)
     called = r'<span class="n">(\w+)</span>(?=<span class="p">\()'
     lines = link_all(called, code, targets).split("\n")
-
-    # Its docstring, without the formula that stands with acl_grad.
-    introduction = re.sub("    g = .*\n", "", ast.get_docstring(ast.parse(text)))
     out = f'<h2 id="{module}">{module}.py <a href="#contents">contents</a></h2>\n'
-    for row in [Row(prose=introduction), *read_rows(text)]:
+    for row in read_rows(text):
         out += row_html(row, module, lines, targets)
     return out
 

@@ -68,6 +68,7 @@ def test_each_formula_stands_once(built):
 
 SOURCE = '''"""What the module is."""
 import math
+
 # First a constant,
 # in two lines.
 TWO = 2  # behind code
@@ -99,6 +100,7 @@ def test_rows_of_a_small_file():
         found.append((row.title, row.name, row.prose.strip(), code.strip()))
     double = SOURCE[SOURCE.index("@cache"):SOURCE.index("\n\n\nOTHER")]
     assert found == [
+        ("", "", "What the module is.", ""),
         ("", "", "", "import math"),
         ("", "", "First a constant,\nin two lines.", "TWO = 2  # behind code"),
         ("a section", "", "", ""),
