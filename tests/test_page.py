@@ -103,8 +103,8 @@ def test_rows_of_a_small_file():
         ("", "", "What the module is.", ""),
         ("", "", "", "import math"),
         ("", "", "First a constant,\nin two lines.", "TWO = 2  # behind code"),
-        ("a section", "", "", ""),
-        ("", "", "Its introduction.", "THREE = 3"),
+        ("a section", "", "Its introduction.", ""),
+        ("", "", "", "THREE = 3"),
         ("", "double", "Twice x.", double.replace('    """Twice x."""\n', "")),
         ("", "", "", "OTHER = 1"),
     ]
