@@ -165,12 +165,11 @@ def shared_pooler(model, hidden_states, mask):
 def layer_wise(args, model, total_steps):
     """Learning rate of layer m: --lr times 0.8^(M - m); the embeddings' as layer 1's."""
     optimizer, _ = make_optimizer(args, model, total_steps)
-    names = {p: name for name, p in model.named_parameters()}
+    layers = {p: layer_of(name, model.num_layers) for name, p in model.named_parameters()}
     groups = []
     for group in optimizer.param_groups:
         for p in group["params"]:
-            above = model.num_layers - layer_of(names[p], model.num_layers)
-            lr = group["initial_lr"] * 0.8**above
+            lr = group["initial_lr"] * 0.8 ** (model.num_layers - layers[p])
             groups.append({"params": [p], "lr": lr, "weight_decay": group["weight_decay"]})
     optimizer = torch.optim.AdamW(groups, fused=True)
     linear = train.transformers.get_linear_schedule_with_warmup
