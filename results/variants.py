@@ -17,8 +17,7 @@ import pandas
 import torch
 import torch.nn.functional as F
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import acl
 import exits
@@ -320,7 +319,8 @@ def check(name, args):
 
 
 def main(argv=None):
-    name, *options = (sys.argv[1:] if argv is None else argv) or [None]
+    argv = sys.argv[1:] if argv is None else argv
+    name, *options = argv or [None]
     with one_line_errors("results/variants.py"):
         if name not in CHANGES:
             raise InputError(f"the first argument must be one of {', '.join(CHANGES)}")
