@@ -6,8 +6,7 @@
 
 A step is a forward with dropout, the losses, and the gradient in `.grad`.  The optimizer and the
 data are left out.  Weights and tokens are random, in fp32 and without padding, and nothing is
-downloaded.  Before the clock starts, the gradients are compared with what they should be.
-TorchJD takes part where it is installed (benchmarks/requirements.txt).
+downloaded.  TorchJD takes part where it is installed (benchmarks/requirements.txt).
 """
 
 import random
@@ -18,7 +17,6 @@ from typing import NamedTuple
 
 import pandas
 import torch
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from transformers import BertConfig, BertModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -60,7 +58,7 @@ class Losses(NamedTuple):
 
 # ---------------------------------------------------------------------------- contestants
 #
-# Each takes Losses and leaves a gradient in `.grad`.  A gate returns whether it saw a conflict.
+# Each takes Losses and leaves a gradient in `.grad`.
 
 
 def forward_only(losses):
@@ -77,72 +75,12 @@ def plain_sum(losses):
 
 def exact_gate(losses):
     """The paper's rule, as this project has it."""
-    cosine = acl_grad(losses.ce, losses.acl.sum(), losses.parameters, WEIGHT)
-    return not cosine >= 0
+    acl_grad(losses.ce, losses.acl.sum(), losses.parameters, WEIGHT)
 
 
 def gate_at_features(losses):
-    """The test at the representations; None where the exits decide differently."""
-    cosines = acl_grad_features(*losses, WEIGHT)
-    conflicts = {not cosine >= 0 for cosine in cosines}
-    return conflicts.pop() if len(conflicts) == 1 else None
-
-
-def batched_gate(losses):
-    """The paper's rule with both gradients from one backward under vmap: the work of two
-    backwards, but half the launches on a GPU."""
-    both = torch.stack([losses.ce, losses.acl.sum()])
-    one_each = torch.eye(2, dtype=both.dtype, device=both.device)
-    gradients = torch.autograd.grad(
-        both, losses.parameters, one_each, is_grads_batched=True, allow_unused=True
-    )  # each (2, ..), CE's and the other's; what one of the losses does not reach is 0
-
-    reached = [(p, g) for p, g in zip(losses.parameters, gradients) if g is not None]
-    dots = [g[0].flatten().dot(g[1].flatten()) for _, g in reached]
-    conflict = torch.stack(dots).sum().item() < 0
-    for p, (g_ce, g_acl) in reached:
-        p.grad = g_ce if conflict else g_ce.add_(g_acl, alpha=WEIGHT)
-
-
-def flat_pcgrad(losses):
-    """PCGrad (arXiv 2001.06782) the way of github.com/WeiChengTseng/Pytorch-PCGrad, written anew
-    from its description.
-
-    Each loss has a backward of its own.  Its gradient becomes one long vector, with zeros where
-    the loss does not reach, and a vector of the same length says where it does.  Each gradient
-    loses its component along the other one if they conflict.  Then they are added up, what both
-    losses reach and the rest apart, and cut into parameters again.
-    """
-    flat, reached = [], []  # (P,) of each loss
-    for loss in (losses.ce, WEIGHT * losses.acl.sum()):
-        for p in losses.parameters:
-            p.grad = None
-        loss.backward(retain_graph=True)
-        grads = [p.grad for p in losses.parameters]
-        flat.append(vector_of(losses.parameters, grads))
-        masks = [torch.full_like(p, p.grad is not None) for p in losses.parameters]
-        reached.append(parameters_to_vector(masks))
-
-    projected = [g.clone() for g in flat]
-    for mine, other in [(0, 1), (1, 0)]:
-        dot = projected[mine].dot(flat[other])
-        if dot < 0:
-            projected[mine] -= dot / flat[other].norm()**2 * flat[other]
-
-    shared = reached[0] * reached[1] > 0
-    merged = torch.empty_like(flat[0])
-    for part in (shared, ~shared):
-        merged[part] = projected[0][part] + projected[1][part]
-    for p in losses.parameters:
-        p.grad = torch.empty_like(p)
-    vector_to_parameters(merged, [p.grad for p in losses.parameters])
-
-
-def vector_of(parameters, grads):
-    """All gradients as one vector (P,), zeros where there is none."""
-    pairs = zip(parameters, grads)
-    parts = [torch.zeros_like(p) if g is None else g.clone() for p, g in pairs]
-    return torch.cat([part.flatten() for part in parts])
+    """The test at the representations, exit by exit."""
+    acl_grad_features(*losses, WEIGHT)
 
 
 def torchjd_pcgrad(losses):
@@ -157,8 +95,6 @@ CONTESTANTS = {
     "plain sum": plain_sum,
     "acl_grad": exact_gate,
     "acl_grad_features": gate_at_features,
-    "acl_grad under vmap": batched_gate,
-    "flat PCGrad": flat_pcgrad,
 }
 if PCGrad is not None:
     CONTESTANTS["TorchJD PCGrad"] = torchjd_pcgrad
@@ -178,7 +114,7 @@ def model_and_batch(shape, exits, size, device):
 
 
 def step(model, batch, contestant, seed, sign=1):
-    """One step up to the gradient; returns what the contestant says.
+    """One step up to the gradient.
 
     Equal seeds draw equal dropout masks.  sign -1 turns the contrastive gradient round, which
     makes a conflict where there was none.
@@ -188,29 +124,7 @@ def step(model, batch, contestant, seed, sign=1):
     h, logits = model(batch)
     args = ONE_EXIT if len(h) == 1 else ALL_EXITS
     ce_loss, acl_losses = train.losses(args, model, h, logits, batch["label"])
-    return contestant(Losses(ce_loss, sign * acl_losses, h, list(model.parameters())))
-
-
-def check(exits):
-    """Compare gradients that should be equal, in float64; AssertionError where they are not.
-
-    A gate must leave cross-entropy's gradient in a conflict, and otherwise the plain sum's.  The
-    same under vmap must leave the same, and so must all forms of PCGrad.
-    """
-    model, batch = model_and_batch("tiny", exits, 8, "cpu")
-    model.double()
-    for sign in (1, -1):
-        found = {}
-        for name, contestant in CONTESTANTS.items():
-            conflict = step(model, batch, contestant, 0, sign)
-            grads = [p.grad for p in model.parameters()]
-            found[name] = vector_of(model.parameters(), grads)
-            twin = {True: "plain CE", False: "plain sum"}.get(conflict, name)
-            if name == "acl_grad under vmap":
-                twin = "acl_grad"
-            if "PCGrad" in name:
-                twin = "flat PCGrad"
-            torch.testing.assert_close(found[name], found[twin], atol=1e-6, rtol=0)
+    contestant(Losses(ce_loss, sign * acl_losses, h, list(model.parameters())))
 
 
 def clock(model, batch, rounds, device):
@@ -261,7 +175,6 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     device = torch.device(args.device)
-    check(args.exits)
     print(f"{args.shape}, exits {args.exits}, batch {args.batch_size}, {device_name(device)}, "
           f"torch {torch.__version__}, median of {args.rounds} rounds\n")
 

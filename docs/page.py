@@ -3,10 +3,9 @@
     pip install -r docs/requirements.txt
     python docs/page.py                         # writes docs/acl.html; open it in any browser
 
-- A docstring stands beside its function's first lines, and a comment beside the lines below it.
-  Where prose is longer than that code, the next comment stays in the code, so that neither
-  column waits for the other.
-- A comment line `# ---- title` is a section's title, and comments below it introduce the section.
+- A docstring stands beside its function and stays in view while the code scrolls past; the
+  comments within a function stay in its code.
+- A comment line `# ---- title` is a section's title.  Comments outside functions are prose, too.
 - EQUATIONS has the formulas of docstrings in LaTeX: the page shows these in place of the text.
 
 There is no JavaScript and nothing to load.  The modules are read, never imported.
@@ -23,16 +22,12 @@ from string import Template
 from latex2mathml.converter import convert
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
-from pygments.lexers import PythonConsoleLexer, PythonLexer
+from pygments.lexers import PythonLexer
 
 DOCS = Path(__file__).resolve().parent
 MODULES = ("acl", "grad_surgery", "exits", "train", "glue")
 DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
 FORMATTER = HtmlFormatter(nowrap=True)
-
-# How many lines of code too many, or too few, may stand beside a piece of prose.
-LONG_CODE = -20
-LONG_PROSE = 7
 
 # Pattern -> what prose shows instead: *emphasis*, l_{y_i}, h_i, h^m, tau, lambda.
 TYPOGRAPHY = {
@@ -117,19 +112,13 @@ class Row:
     name: str = ""  # of the function that starts here
     prose: str = ""
     caption: str = ""  # what stands below the equation
-    code: list = field(default_factory=list)  # numbers of lines, blank ones between them included
-
-    def room(self):
-        """How many more lines of code fit beside the prose, in the page's letters."""
-        prose = 1.5 * len(self.prose.splitlines()) + 2 * bool(self.name)
-        code = len(self.code) + 8 * (self.name in EQUATIONS)
-        return prose - code
+    code: list = field(default_factory=list)  # numbers of lines
 
 
 def definitions(node, prefix=""):
-    """Yield (dotted name, node) of a module's functions, classes and methods."""
+    """Yield (dotted name, node) of functions, classes and methods; __init__ is its class's."""
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, DEFINITIONS):
+        if isinstance(child, DEFINITIONS) and child.name != "__init__":
             yield prefix + child.name, child
         if isinstance(child, ast.ClassDef):
             yield from definitions(child, f"{child.name}.")
@@ -164,41 +153,28 @@ def read_rows(text):
         first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
         starts[first] = row_of(name, node)
 
-    rows = [Row()]
-    in_function = False
-    above = "blank"  # what the line above is: blank, code, a comment in the code, or prose
+    # The module's docstring comes first, without the formula that stands with acl_grad.
+    rows = [Row(prose=re.sub("    g = .*\n", "", ast.get_docstring(tree)))]
+    above = ""
     for number, line in enumerate(text.splitlines(), start=1):
-        row = rows[-1]
-        comment = re.match(" *# ?(-{3,} *)?(.*)", line)
-        is_top = not line.startswith(" ")
-        # Within a function a comment stays in the code as long as there is room beside the prose,
-        # and where the code is so long that it has the whole width.
-        is_due = in_function and LONG_CODE < row.room() <= 0
-        is_prose = is_top or above == "prose" or is_due
         if number in docstrings:
             continue
         if number in starts:
             rows.append(starts[number])
-            in_function = True
-            above = "code"
-        elif not line:
-            above = "blank"
-        elif comment and comment[1]:
-            rows.append(Row(title=comment[2]))
-            above = "prose"
-        elif comment and above != "comment" and is_prose:
-            if row.code or above == "blank":
-                rows.append(Row())
-            rows[-1].prose += f"{comment[2]}\n"
-            above = "prose"
-        else:
-            if above == "blank" and is_top:
-                rows.append(Row())
-                in_function = False
-            above = "comment" if comment else "code"
-        if above in ("code", "comment") or rows[-1].code:
-            rows[-1].code.append(number)
-    return [row for row in rows if row != Row()]
+        elif not above and re.match(r"[\w#]", line):  # a paragraph outside functions
+            rows.append(Row())
+        row = rows[-1]
+        above = line
+
+        # A paragraph's comment is its title or its prose.
+        comment = re.match("# ?(-{3,} *)?(.*)", line)
+        if comment and comment[1]:
+            row.title = comment[2]
+        elif comment and not row.code:
+            row.prose += f"{comment[2]}\n"
+        elif line or row.code:
+            row.code.append(number)
+    return rows
 
 
 # -------------------------------------------------------------------------------- writing
@@ -229,9 +205,7 @@ def prose_html(text, targets):
     """A docstring or a block of comments -> HTML: paragraphs, and blocks that keep their shape."""
     out = ""
     for block in re.split("\n\n+", text.strip("\n")):
-        if block.startswith(">>> "):
-            out += f"<pre>{highlight(block, PythonConsoleLexer(), FORMATTER)}</pre>"
-        elif block.startswith("    "):
+        if block.startswith((">>> ", "    ")):
             out += f"<pre>{html.escape(textwrap.dedent(block), quote=False)}</pre>"
         elif block:
             out += f"<p>{inline(block, targets)}</p>"
@@ -239,51 +213,38 @@ def prose_html(text, targets):
 
 
 def row_html(row, module, lines, targets):
-    left, right = prose_html(row.prose, targets), ""
+    left, right, anchor = prose_html(row.prose, targets), "", ""
+    if row.title:
+        left = f"<h3>{row.title}</h3>{left}"
     if row.name:
         left = f"<h4>{row.name} <small>{module}.py, line {row.code[0]}</small></h4>{left}"
-    if row.title:
-        left = f"<h3>{html.escape(row.title)}</h3>{left}"
+        anchor = f' id="{module}.{row.name}"'
     if row.name in EQUATIONS:
         right = convert(textwrap.dedent(EQUATIONS[row.name]).strip(), display="block")
         right += f"<p>{inline(row.caption, targets)}</p>"
-    code = "\n".join(lines[number - 1] for number in row.code).rstrip()
-    if code:
-        right += f"<pre>{code}</pre>"
-    is_even = left and right and LONG_CODE < row.room() < LONG_PROSE
-    kind = "row" if is_even else "row wide"
+    if row.code:
+        code = "\n".join(lines[number - 1] for number in row.code)
+        right += f"<pre>{code.rstrip()}</pre>"
+    kind = "row" if left and right else "row wide"
     cells = f'<div class="prose">{left}</div><div class="code">{right}</div>'
-    anchor = f' id="{module}.{row.name}"' if row.name else ""
     return f'<section class="{kind}"{anchor}>{cells}</section>\n'
-
-
-def introduction(tree, text):
-    """A module's docstring without the formulas that a function's docstring repeats."""
-    kept = []
-    for line in ast.get_docstring(tree).splitlines():
-        formula = line.strip().split("   ")[0]
-        if " = " not in formula or text.count(formula) == 1:
-            kept.append(line)
-    return "\n".join(kept)
 
 
 def module_html(module, targets):
     text = (DOCS.parent / f"{module}.py").read_text(encoding="utf-8")
-    tree = ast.parse(text)
-    own = {name: f"{module}.{name}" for name, _ in definitions(tree)}
     code = highlight(text, PythonLexer(stripnl=False), FORMATTER)
     called = r'<span class="n">(\w+)</span>(?=<span class="p">\()'
-    lines = link_all(called, code, targets | own).split("\n")
+    lines = link_all(called, code, targets).split("\n")
     out = f'<h2 id="{module}">{module}.py <a href="#contents">contents</a></h2>\n'
-    for row in [Row(prose=introduction(tree, text)), *read_rows(text)]:
-        out += row_html(row, module, lines, targets | own)
+    for row in read_rows(text):
+        out += row_html(row, module, lines, targets)
     return out
 
 
 def build():
     """The whole page."""
-    targets = {}  # function: anchor; of a name that two modules define, the first one's
-    for module in reversed(MODULES):
+    targets = {}  # function: anchor
+    for module in MODULES:
         tree = ast.parse((DOCS.parent / f"{module}.py").read_text(encoding="utf-8"))
         for name, _ in definitions(tree):
             targets[name] = f"{module}.{name}"
@@ -306,7 +267,7 @@ def build():
 def main():
     page = DOCS / "acl.html"
     page.write_text(build(), encoding="utf-8")
-    print(f"{page}: {page.stat().st_size / 1000:.0f} KB")
+    print(page)
 
 
 if __name__ == "__main__":

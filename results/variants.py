@@ -17,25 +17,22 @@ import pandas
 import torch
 import torch.nn.functional as F
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import acl
 import exits
 import glue
 import grad_surgery
 import train
-from acl import acl_embed_loss, contrastive_loss, unit
 from tools import encoders, processes
 from tools.errors import InputError, one_line_errors
 from tools.run import Run
 
-# What the changes below call in turn, before anything is replaced.
-SECOND_LOSS = train.second_loss
-LOSSES = train.losses
-TRAINING_STEP = train.training_step
-MAKE_OPTIMIZER = train.make_optimizer
-TELEMETRY = train.telemetry
+# What the changes below call in turn.  These names keep the method's own functions when a change
+# stands in their place.
+from acl import acl_embed_loss, contrastive_loss, unit
+from train import losses, make_optimizer, second_loss, telemetry, training_step
+
 LOG_EXITS = Run.log_exits
 RESTORE = Run.restore
 
@@ -56,7 +53,7 @@ def center(args, h, label_embeddings, logits, labels):
     """
     h = h - h.mean(dim=1, keepdim=True)  # (M, N, d)
     label_embeddings = label_embeddings - label_embeddings.mean(dim=1, keepdim=True)  # (M, K, d)
-    return SECOND_LOSS(args, h, label_embeddings, logits, labels)
+    return second_loss(args, h, label_embeddings, logits, labels)
 
 
 def nt_xent(anchors, keys, positive, temperature, exclude_self=False):
@@ -72,12 +69,11 @@ def nt_xent(anchors, keys, positive, temperature, exclude_self=False):
     with torch.autocast(anchors.device.type, enabled=False):
         similarity = unit(anchors) @ unit(keys).mT / temperature  # (.., A, B)
 
-    # An item is neither its own positive nor a negative of itself.
+    # An item is not its own positive, and having its own class it is no negative of itself.
     negative = ~positive
     if exclude_self:
-        others = ~torch.eye(len(positive), dtype=torch.bool, device=anchors.device)  # (A, A)
-        positive = positive & others
-        negative = negative & others
+        itself = torch.eye(len(positive), dtype=torch.bool, device=anchors.device)  # (A, A)
+        positive = positive & ~itself
 
     # log sum_n e(a, n).  Without negatives the lowest number, not -inf: its gradient is NaN.
     lowest = torch.finfo(similarity.dtype).min
@@ -99,9 +95,9 @@ def best_teacher(args, h, label_embeddings, logits, labels):
 
     # As if it were the deepest: the others in their order, then the best.
     order = [m for m in range(len(h)) if m != best] + [best]
-    losses = SECOND_LOSS(args, h[order], label_embeddings[order], logits[order], labels)  # (M,)
+    ordered = second_loss(args, h[order], label_embeddings[order], logits[order], labels)  # (M,)
     back = torch.tensor(order, device=h.device).argsort()
-    return losses[back]
+    return ordered[back]
 
 
 def own_teacher(student_h, teacher_h, labels, teacher_label_embeddings, temperature):
@@ -130,8 +126,6 @@ def label_embedding_anchors(args, h, label_embeddings, logits, labels):
     guided = contrastive_loss(items[:-1], items[-1].detach(), positive, args.temperature)
 
     acl_embed = acl_embed_loss(h, labels, label_embeddings, args.temperature)  # (M,)
-    if not args.students_embed:
-        return torch.cat([guided, acl_embed[-1:]])
     return acl_embed + F.pad(guided, (0, 1))
 
 
@@ -144,21 +138,18 @@ def random_batches(lengths, batch_size, generator):
     return list(order.split(batch_size))
 
 
-RUN = None  # which Run is training: a resumed one goes on with its warm-up, with its groups
-
-
 def warm_up(args, model, batch, bf16):
     """lambda grows from 0 over the first 100 steps, where nearly all conflicts lie."""
-    step = len(RUN.logs["steps.csv"]) + 1
+    step = len(model.run.logs["steps.csv"]) + 1
     warmed = argparse.Namespace(**vars(args))
     warmed.weight = args.weight * min(1.0, step / 100)
-    return TRAINING_STEP(warmed, model, batch, bf16)
+    return training_step(warmed, model, batch, bf16)
 
 
-def restore_and_remember(run, *state):
-    global RUN
-    RUN = run
-    return RESTORE(run, *state)
+def restore_and_remember(run, model, *others):
+    """The model knows its run, whose logs tell the step, also after --resume."""
+    model.run = run
+    return RESTORE(run, model, *others)
 
 
 def shared_pooler(model, hidden_states, mask):
@@ -172,18 +163,16 @@ def shared_pooler(model, hidden_states, mask):
 
 def layer_wise(args, model, total_steps):
     """Learning rate of layer m: --lr times 0.8^(M - m); the embeddings' as layer 1's."""
-    optimizer, _ = MAKE_OPTIMIZER(args, model, total_steps)
-    names = {id(p): name for name, p in model.named_parameters()}
+    optimizer, _ = make_optimizer(args, model, total_steps)
+    layers = {p: layer_of(name, model.num_layers) for name, p in model.named_parameters()}
     groups = []
     for group in optimizer.param_groups:
         for p in group["params"]:
-            above = model.num_layers - layer_of(names[id(p)], model.num_layers)
-            lr = group["initial_lr"] * 0.8**above
+            lr = group["initial_lr"] * 0.8 ** (model.num_layers - layers[p])
             groups.append({"params": [p], "lr": lr, "weight_decay": group["weight_decay"]})
     optimizer = torch.optim.AdamW(groups, fused=True)
-    warm_up_steps = total_steps // 10
     linear = train.transformers.get_linear_schedule_with_warmup
-    return optimizer, linear(optimizer, warm_up_steps, total_steps)
+    return optimizer, linear(optimizer, total_steps // 10, total_steps)
 
 
 def layer_of(name, num_layers):
@@ -212,71 +201,70 @@ def project(ce_loss, acl_loss, parameters, weight, drop=True):
 
         g = g_CE + lambda (g_ACL - <g_ACL, g_CE> / |g_CE|^2 g_CE)
     """
-    g_ce, g_acl = side_by_side(gradients(ce_loss, acl_loss, parameters))
+    g_ce, g_acl = side_by_side(gradients(ce_loss, acl_loss, parameters).values())
     cosine = F.cosine_similarity(g_ce, g_acl, dim=0).item()
-    total = ce_loss
+    total = ce_loss + weight * acl_loss
     if cosine < 0:
         total = total - weight * (g_acl @ g_ce) / (g_ce @ g_ce) * ce_loss
-    if not math.isnan(cosine):
-        total = total + weight * acl_loss
     total.backward(inputs=parameters)
     return cosine
 
 
 def weigh(ce_loss, acl_loss, parameters, weight, drop=True):
     """g_ACL is multiplied by max(0, cosine) (Du et al., arXiv 1812.02224)."""
-    g_ce, g_acl = side_by_side(gradients(ce_loss, acl_loss, parameters))
-    cosine = F.cosine_similarity(g_ce, g_acl, dim=0).item()
-    total = ce_loss
-    if cosine > 0:  # 0 * NaN is NaN
-        total = total + weight * cosine * acl_loss
+    both = side_by_side(gradients(ce_loss, acl_loss, parameters).values())
+    cosine = F.cosine_similarity(*both, dim=0).item()
+    total = ce_loss + weight * max(0.0, cosine) * acl_loss
     total.backward(inputs=parameters)
     return cosine
 
 
 def gradients(ce_loss, acl_loss, parameters):
-    """[(g_CE, g_ACL), ..] of the parameters, None where a loss does not reach one."""
+    """{parameter: (g_CE, g_ACL)}, each as a vector, of the parameters that both losses reach."""
     g_ce = torch.autograd.grad(ce_loss, parameters, retain_graph=True, allow_unused=True)
     g_acl = torch.autograd.grad(acl_loss, parameters, retain_graph=True, allow_unused=True)
-    return list(zip(g_ce, g_acl))
+    pairs = {}
+    for p, a, b in zip(parameters, g_ce, g_acl):
+        if a is not None and b is not None:
+            pairs[p] = (a.flatten(), b.flatten())
+    return pairs
 
 
 def side_by_side(pairs):
-    """Each gradient as one long vector, over the parameters that both losses reach."""
-    pairs = [(a.flatten(), b.flatten()) for a, b in pairs if a is not None and b is not None]
+    """[(g_CE, g_ACL), ..] -> both as one long vector."""
     return [torch.cat(vectors) for vectors in zip(*pairs)]
 
 
 def telemetry_of_project(cosines, drop):
     """kept, the length of what is added over that of g_ACL: in a conflict the angle's sine."""
-    [cosine] = cosines
-    kept = 1.0 if cosine >= 0 else math.sqrt(max(0.0, 1 - cosine**2))
-    return TELEMETRY(cosines, drop) | {"kept": kept}
+    row = telemetry(cosines, drop)
+    row["kept"] = math.sin(math.radians(max(90.0, row["angle"])))
+    return row
 
 
 def telemetry_of_weigh(cosines, drop):
-    [cosine] = cosines
-    return TELEMETRY(cosines, drop) | {"kept": max(0.0, cosine)}
+    """kept, the factor of g_ACL."""
+    return telemetry(cosines, drop) | {"kept": max(0.0, *cosines)}
 
 
 # ------------------------------------------------------- where in the model they conflict
 
+
 def losses_and_groups(args, model, h, logits, labels):
     """Changes nothing; groups.csv gets a step's cosine in the embeddings, each layer and so on."""
-    ce_loss, acl_losses = LOSSES(args, model, h, logits, labels)
-    names, parameters = zip(*model.named_parameters())
+    ce_loss, acl_losses = losses(args, model, h, logits, labels)
+    names = {p: name for name, p in model.named_parameters()}
     groups = {}
-    for name, pair in zip(names, gradients(ce_loss, acl_losses.sum(), parameters)):
-        groups.setdefault(group_of(name), []).append(pair)
+    for p, pair in gradients(ce_loss, acl_losses.sum(), list(names)).items():
+        groups.setdefault(group_of(names[p]), []).append(pair)
 
     # The lines of groups.csv lie in the checkpoint like those of the other logs.
-    rows = RUN.logs.setdefault("groups.csv", [])
-    step = len(RUN.logs["steps.csv"]) + 1
+    logs = model.run.logs
+    rows = logs.setdefault("groups.csv", [])
+    step = len(logs["steps.csv"]) + 1
     for group, pairs in groups.items():
-        both = side_by_side(pairs)
-        if both:  # SCL, say, does not reach the label embeddings
-            cosine = F.cosine_similarity(*both, dim=0).item()
-            rows.append({"step": step, "group": group, "cosine": cosine})
+        cosine = F.cosine_similarity(*side_by_side(pairs), dim=0).item()
+        rows.append({"step": step, "group": group, "cosine": cosine})
     return ce_loss, acl_losses
 
 
@@ -310,14 +298,6 @@ CHANGES = {
 }
 
 
-def usage():
-    """A line for each change: its name and what its function says of itself."""
-    lines = ["python results/variants.py CHANGE [train.py's options]; CHANGE is one of", ""]
-    for name, places in CHANGES.items():
-        lines.append(f"    {name:25}{places[0][2].__doc__.splitlines()[0]}")
-    return "\n".join(lines)
-
-
 def put_in_place(name):
     """Let the change's functions stand where the method's own stood."""
     for where, what, function in CHANGES[name]:
@@ -330,8 +310,9 @@ def check(name, args):
         raise InputError("shared-pooler needs --pooling cls, which keeps the pooler")
     if name == "conflict-groups" and args.method == "ce":
         raise InputError("conflict-groups needs a second loss: another method than ce")
-    if name == "label-embedding-anchors" and args.method != "acl-cl":
-        raise InputError("label-embedding-anchors is a change of --method acl-cl")
+    is_acl_cl = args.method == "acl-cl" and args.students_embed
+    if name == "label-embedding-anchors" and not is_acl_cl:
+        raise InputError(f"{name} is a change of --method acl-cl, whose students have an ACL-Embed")
     has_gate = args.conflict != "none" and args.conflict_at == "parameters"
     if name in ("project", "weigh") and not has_gate:
         raise InputError(f"{name} is a gate at the parameters: add --conflict observe")
@@ -340,9 +321,6 @@ def check(name, args):
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     name, *options = argv or [None]
-    if name in ("-h", "--help"):
-        print(usage())
-        return
     with one_line_errors("results/variants.py"):
         if name not in CHANGES:
             raise InputError(f"the first argument must be one of {', '.join(CHANGES)}")

@@ -1,9 +1,10 @@
-"""The benchmark runs at its smallest, and notices a contestant that leaves a wrong gradient."""
+"""The benchmark runs at its smallest, and times each contestant once in a round."""
 
 import pytest
 import torch
 
 from benchmarks import surgery
+from tests.small import gradients_of
 
 torch.set_num_threads(1)
 
@@ -21,26 +22,22 @@ def test_every_contestant_is_timed_in_one_table(exits, capsys):
     assert printed[-1].startswith("ratio of one more backward")
 
 
-def test_gradients_that_should_be_equal_are(monkeypatch):
-    surgery.check("all")
-
-    def careless_gate(losses):
-        """It says that there was no conflict, and leaves the second gradient out all the same."""
-        surgery.plain_ce(losses)
-        return False
-
-    monkeypatch.setitem(surgery.CONTESTANTS, "acl_grad", careless_gate)
-    with pytest.raises(AssertionError):
-        surgery.check("all")
+@pytest.mark.parametrize("sign, twin", [(1, "plain sum"), (-1, "plain CE")])
+def test_both_decisions_are_timed(sign, twin):
+    """With one exit both gates keep the second gradient, or drop it where it is turned round."""
+    model, batch = surgery.model_and_batch("tiny", "last", 8, "cpu")
+    gradients = []
+    for name in (twin, "acl_grad", "acl_grad_features"):
+        surgery.step(model, batch, surgery.CONTESTANTS[name], 0, sign)
+        gradients.append(gradients_of(model))
+    torch.testing.assert_close(gradients[1:], [gradients[0]] * 2)
 
 
 def test_a_round_times_each_contestant_once_and_the_first_is_dropped(monkeypatch):
-    calls = []
-    monkeypatch.setattr(surgery, "step", lambda *arguments: calls.append(arguments))
+    signs = []
+    monkeypatch.setattr(surgery, "step", lambda *arguments: signs.append(arguments[-1]))
     seconds = surgery.clock(None, None, 2, torch.device("cpu"))
     names = list(surgery.CONTESTANTS)
-    assert len(calls) == 3 * len(names)
     assert seconds.shape == (2, len(names))
     assert list(seconds.columns) == names
-    signs = [sign for *_, sign in calls]
-    assert signs.count(-1) == len(names)
+    assert signs == [1] * len(names) + [-1] * len(names) + [1] * len(names)

@@ -1,4 +1,4 @@
-"""README.md: its links point to what they name, its commands understand their options."""
+"""README.md: its links point to what is there, its commands understand their options."""
 
 import importlib
 import re
@@ -33,13 +33,8 @@ def test_commands_understand_their_options(command):
         importlib.import_module(name).parse_args(words[place + 1:])
 
 
-def test_links_point_to_what_they_name():
-    """[`acl.acl_embed_loss`](acl.py#L12): that line defines it; other links: the file is there."""
-    links = re.findall(r"\[([^\]]*)\]\((?!http)([^)#]+)(?:#L(\d+))?\)", README)
+def test_links_point_to_what_is_there():
+    links = re.findall(r"\]\((?!http|#)([^)]+)\)", README)
     assert len(links) > 10
-    for text, file, line in links:
+    for file in links:
         assert (ROOT / file).exists(), file
-        if line:
-            name = text.strip("`").split(".")[-1]
-            source = (ROOT / file).read_text(encoding="utf-8").splitlines()
-            assert re.match(rf"(def|class) {name}\b", source[int(line) - 1]), text

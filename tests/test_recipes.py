@@ -1,5 +1,6 @@
 """docs/recipes.md: the code it shows is run here, and compared with sums by hand."""
 
+import copy
 import re
 from pathlib import Path
 
@@ -7,29 +8,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertForSequenceClassification, default_data_collator
 
 import acl
 import grad_surgery
+from tests.small import small_encoder
 
 TEXT = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
 
 
-def recipe(title):
-    """The block of code that starts with the comment `# title`."""
+def recipe(title, **names):
+    """Run the block of code that starts with the comment `# title`; returns what it defines.
+
+    names: what it uses beside its imports.
+    """
     blocks = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
     [code] = [block for block in blocks if block.startswith(f"# {title}")]
-    return code
-
-
-def names():
-    """What the recipes import."""
-    return {
-        "torch": torch,
-        "F": F,
-        "acl_embed_loss": acl.acl_embed_loss,
-        "acl_grad": grad_surgery.acl_grad,
-    }
+    names |= {"F": F, "acl_embed_loss": acl.acl_embed_loss, "acl_grad": grad_surgery.acl_grad}
+    exec(code, names)
+    return names
 
 
 class SmallCNN(nn.Module):
@@ -43,38 +40,37 @@ class SmallCNN(nn.Module):
         return features, self.classifier(features)
 
 
-def by_hand(ce_loss, acl_loss, parameters, weight):
-    """The rule on one long vector; a parameter that a loss does not reach has zeros there."""
-    g_ce, g_acl = (
-        torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
-        for loss in (ce_loss, acl_loss)
-    )
-    shared = sum((a * b).sum() for a, b in zip(g_ce, g_acl))
-    return [a + weight * b * (shared >= 0) for a, b in zip(g_ce, g_acl)]
+def descend(parameters, pairs, lr):
+    """One step of SGD by hand, along the sum of what the rule gives for each (L_CE, L_ACL)."""
+    total = [torch.zeros_like(p) for p in parameters]
+    options = {"retain_graph": True, "materialize_grads": True}
+    for ce_loss, acl_loss in pairs:
+        g_ce = torch.autograd.grad(ce_loss / 2, parameters, **options)
+        g_acl = torch.autograd.grad(acl_loss / 2, parameters, **options)
+        product = sum((a * b).sum() for a, b in zip(g_ce, g_acl))
+        for sum_so_far, a, b in zip(total, g_ce, g_acl):
+            sum_so_far += a + 0.1 * b * (product >= 0)
+    with torch.no_grad():
+        for p, g in zip(parameters, total):
+            p -= lr * g
 
 
 def test_a_cnn_with_accumulation_takes_the_steps_of_the_summed_gradients():
     torch.manual_seed(0)
-    cnn, twin = SmallCNN(), SmallCNN()
-    twin.load_state_dict(cnn.state_dict())
+    cnn = SmallCNN()
+    twin = copy.deepcopy(cnn)
     loader = [(torch.randn(6, 1, 5, 5), torch.randint(3, (6,))) for _ in range(4)]
     optimizer = torch.optim.SGD(cnn.parameters(), lr=0.1)
-    exec(recipe("a CNN's loop"), names() | {"loader": loader, "cnn": cnn, "optimizer": optimizer})
+    recipe("a CNN's loop", loader=loader, cnn=cnn, optimizer=optimizer)
 
-    parameters = list(twin.parameters())
     for first in (0, 2):
-        total = [torch.zeros_like(p) for p in parameters]
+        pairs = []
         for images, labels in loader[first:first + 2]:
             features, logits = twin(images)
-            ce_loss = F.cross_entropy(logits, labels) / 2
-            acl_loss = acl.acl_embed_loss(features, labels, twin.classifier.weight, 0.5) / 2
-            for sum_so_far, g in zip(total, by_hand(ce_loss, acl_loss, parameters, 0.1)):
-                sum_so_far += g
-        with torch.no_grad():
-            for p, g in zip(parameters, total):
-                p -= 0.1 * g
-    for p, expected in zip(cnn.parameters(), parameters):
-        assert torch.allclose(p, expected, atol=1e-6)
+            acl_loss = acl.acl_embed_loss(features, labels, twin.classifier.weight, 0.5)
+            pairs.append((F.cross_entropy(logits, labels), acl_loss))
+        descend(list(twin.parameters()), pairs, lr=0.1)
+    torch.testing.assert_close(cnn.state_dict(), twin.state_dict(), atol=1e-6, rtol=1e-5)
 
 
 def test_the_trainer_sums_two_micro_batches(tmp_path):
@@ -83,24 +79,11 @@ def test_the_trainer_sums_two_micro_batches(tmp_path):
     from transformers import Trainer, TrainingArguments
 
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=40,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    model = BertForSequenceClassification(config)
-    twin = BertForSequenceClassification(config)
-    twin.load_state_dict(model.state_dict())
+    model = BertForSequenceClassification(small_encoder(num_layers=2, dropout=0.0).config)
+    twin = copy.deepcopy(model)
     rows = []
     for i in range(8):
         rows.append({"input_ids": torch.randint(5, 40, (6,)), "labels": torch.tensor(i % 2)})
-
-    there = names() | {"Trainer": Trainer}
-    exec(recipe("the Trainer"), there)
     arguments = TrainingArguments(
         output_dir=str(tmp_path),
         per_device_train_batch_size=4,
@@ -114,42 +97,32 @@ def test_the_trainer_sums_two_micro_batches(tmp_path):
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     constant = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    trainer = there["ACLTrainer"](
+    trainer = recipe("the Trainer", Trainer=Trainer)["ACLTrainer"](
         model, arguments, train_dataset=rows, optimizers=(optimizer, constant)
     )
-    batches = []
-    trainer.data_collator = keep(trainer.data_collator, batches)
-    trainer.train()
+    pairs = []
 
-    assert len(batches) == 2
-    parameters = list(twin.parameters())
-    total = [torch.zeros_like(p) for p in parameters]
-    for batch in batches:
+    def losses_of_twin(rows):
+        """A collator; on the way the twin computes its losses of the same batch."""
+        batch = default_data_collator(rows)
         outputs = twin(**batch, output_hidden_states=True)
         h = twin.bert.pooler(outputs.hidden_states[-1])
         acl_loss = acl.acl_embed_loss(h, batch["labels"], twin.classifier.weight, 0.5)
-        for sum_so_far, g in zip(total, by_hand(outputs.loss / 2, acl_loss / 2, parameters, 0.1)):
-            sum_so_far += g
-    for p, before, g in zip(model.parameters(), parameters, total):
-        assert torch.allclose(p, before - g, atol=1e-5)
+        pairs.append((outputs.loss, acl_loss))
+        return batch
+
+    trainer.data_collator = losses_of_twin
+    trainer.train()
+    assert len(pairs) == 2
+    descend(list(twin.parameters()), pairs, lr=1.0)
+    torch.testing.assert_close(model.state_dict(), twin.state_dict(), atol=1e-5, rtol=1e-5)
 
 
-def keep(collate, batches):
-    """A collator that remembers what it returned."""
-    def collate_and_keep(rows):
-        batches.append(collate(rows))
-        return {name: tensor.clone() for name, tensor in batches[-1].items()}
-    return collate_and_keep
-
-
-def test_a_common_factor_changes_neither_decision_nor_cosine():
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_a_common_factor_changes_neither_decision_nor_cosine(scale):
     """GradScaler's: the gradient is the scaled one, to be divided by unscale_."""
     for sign in (1, -1):
-        cosines, gradients = [], []
-        for scale in (1.0, 1024.0):
-            w = torch.tensor([1.0, 2.0], requires_grad=True)
-            ce_loss, acl_loss = scale * (w**2).sum(), scale * sign * w.sum()
-            cosines.append(grad_surgery.acl_grad(ce_loss, acl_loss, [w], 0.5))
-            gradients.append(w.grad / scale)
-        assert cosines[0] == pytest.approx(cosines[1])
-        assert torch.allclose(*gradients)
+        w = torch.zeros(2, requires_grad=True)
+        cosine = grad_surgery.acl_grad(scale * w[0], sign * scale * w.sum(), [w], 1.0)
+        assert cosine == pytest.approx(sign * 0.5**0.5)
+        assert (w.grad / scale).tolist() == ([2, 1] if sign == 1 else [1, 0])
