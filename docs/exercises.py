@@ -4,8 +4,8 @@
     pytest docs/exercises.py -k nearest       # one of them
 
 Fill in the four functions below.  Behind each stands the test that it has to pass.  The set-up is
-a small BERT with random weights: M = 3 exits, N = 6 samples, K = 2 classes, d = 16 numbers in a
-vector.
+the walk-through's with three layers: M = 3 exits, N = 6 samples, K = 2 classes, d = 16 numbers in
+a vector.
 """
 
 import sys
@@ -13,19 +13,28 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from transformers import BertConfig, BertModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import acl
+import exits
 import train
-from tests.small import small_batch, small_model
 
 # --------------------------------------------------------------------------------- the set-up
 
 [ARGS] = train.parse_args("--task rte --method acl-cl".split())
-MODEL = small_model(dropout=0.0)
+CONFIG = BertConfig(
+    hidden_size=16,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    intermediate_size=32,
+    initializer_range=0.3,
+)
+torch.manual_seed(0)
+MODEL = exits.MultiExitBert(BertModel(CONFIG), num_labels=2).eval()  # without dropout
 MODEL.projection = nn.Linear(16, 8, bias=False)  # W of exercise C
-BATCH = small_batch(6, 9)  # (N, L), L = 9 tokens at most
+BATCH = {"input_ids": torch.randint(1000, (6, 9))}  # (N, L), L = 9 tokens
 LABELS = torch.tensor([0, 1, 1, 0, 1, 0])  # (N,)
 
 

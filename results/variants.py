@@ -321,6 +321,9 @@ def check(name, args):
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     name, *options = argv or [None]
+    if name in ("-h", "--help"):
+        print(f"{__doc__}\nCHANGE is one of {', '.join(CHANGES)}.")
+        return
     with one_line_errors("results/variants.py"):
         if name not in CHANGES:
             raise InputError(f"the first argument must be one of {', '.join(CHANGES)}")
