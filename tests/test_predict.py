@@ -15,32 +15,16 @@ from tools import predict, tradeoff
 from tools.run import read_run
 
 
-def make_run(root, two_texts=True, *options):
-    """A run of the small task, on the encoder and the tokenizer that are there."""
-    small.small_task(root)
-    if not two_texts:
-        for path in (root / "my data").iterdir():
-            pandas.read_csv(path).drop(columns="first").to_csv(path, index=False)
-    return small.make_run(root, "acl-cl", *options)
-
-
 @pytest.fixture(scope="module")
-def whole_runs(tmp_path_factory):
-    root = tmp_path_factory.mktemp("runs")
-    return {texts: make_run(root / str(texts), two_texts=texts == 2) for texts in (1, 2)}
+def whole_run(tmp_path_factory):
+    return small.make_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture
-def two_texts(whole_runs, tmp_path, monkeypatch):
-    """A run, in the working folder."""
+def run(whole_run, tmp_path, monkeypatch):
+    """A run of two texts, used from an empty working folder."""
     monkeypatch.chdir(tmp_path)
-    return whole_runs[2]
-
-
-@pytest.fixture
-def one_text(whole_runs, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return whole_runs[1]
+    return whole_run
 
 
 def answers(capsys, run, file, *options):
@@ -73,9 +57,14 @@ def test_predictions_are_those_of_the_stored_logits(habits, two_texts, tmp_path)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *small.WORDS]
     vocabulary = {word: number for number, word in enumerate(words)}
     BertTokenizer(vocab=vocabulary, **habits).save_pretrained(tmp_path / "my model")
-    run = predict.load(make_run(tmp_path, two_texts))
+    if not two_texts:
+        for path in (tmp_path / "my data").iterdir():
+            pandas.read_csv(path).drop(columns="first").to_csv(path, index=False)
+    dev = pandas.read_csv(tmp_path / "my data" / "dev.csv")
+    texts = list(zip(dev["first"], dev.second)) if two_texts else dev.second.tolist()
+
+    run = predict.load(small.make_run(tmp_path))
     logits = run.finished.logits
-    texts = pandas.read_csv(tmp_path / "my data" / "dev.csv").drop(columns="label")
     threshold = exits.normalised_entropy(logits[0]).mean().item()
     early = tradeoff.make_rule("entropy", threshold=threshold)
     index = exits.exit_indices(logits, early)
@@ -83,17 +72,10 @@ def test_predictions_are_those_of_the_stored_logits(habits, two_texts, tmp_path)
     for rule, index in {early: index, None: torch.ones_like(index)}.items():
         p, classes = logits[index, torch.arange(10)].softmax(dim=-1).max(dim=-1)  # (R,), (R,)
         for batch_size in (1, 16):
-            predictions = predict.predict(run, texts.values.tolist(), rule, batch_size)
-            found = pandas.DataFrame(predictions)
+            found = pandas.DataFrame(predict.predict(run, texts, rule, batch_size))
             assert found.label.tolist() == [run.finished.config["labels"][k] for k in classes]
             assert found.exit_layer.tolist() == (index + 1).tolist()
             assert found.confidence.tolist() == pytest.approx(p.tolist(), abs=1e-5)
-
-
-def test_from_python(one_text):
-    """A text alone may be a string; no texts have no answers."""
-    run = predict.load(one_text)
-    assert predict.predict(run, ["anna helped"]) == predict.predict(run, [("anna helped",)])
     assert predict.predict(run, []) == []
 
 
@@ -101,7 +83,7 @@ def test_an_encoder_that_cannot_be_walked_answers_in_full(tmp_path, capsys, monk
     small.small_task(tmp_path)
     config = DistilBertConfig(vocab_size=14, dim=16, n_layers=2, n_heads=2, hidden_dim=32)
     DistilBertModel(config).save_pretrained(tmp_path / "my model")
-    run = make_run(tmp_path, True, "--pooling", "mean")
+    run = small.make_run(tmp_path, "acl-cl", "--pooling", "mean")
     monkeypatch.chdir(tmp_path / "my data")
     line = refused(capsys, run, "dev.csv", "--rule", "entropy", "--threshold", "0.5")
     assert "cannot walk the layers of this distilbert encoder" in line
@@ -116,19 +98,19 @@ SAMPLES = [("anna helped", 'said "no"'), ("boris\ttab", "clara"), ("never", "two
            ("by", "a\rreturn"), ("", "by")]
 
 
-def test_texts_are_given_back_as_they_were(two_texts, tmp_path, capsys):
+def test_texts_are_given_back_as_they_were(run, tmp_path, capsys):
     """An empty cell is a text, too; and what the command wrote can be classified again."""
     pandas.DataFrame(SAMPLES, columns=["first", "second"]).to_parquet("new.parquet")
-    found = answers(capsys, two_texts, "new.parquet")
+    found = answers(capsys, run, "new.parquet")
     assert list(found) == ["prediction", "confidence", "exit_layer", "first", "second"]
     assert list(zip(found["first"], found["second"])) == SAMPLES
-    expected = predict.predict(predict.load(two_texts), SAMPLES)
+    expected = predict.predict(predict.load(run), SAMPLES)
     assert found.prediction.tolist() == [prediction.label for prediction in expected]
     (tmp_path / "new_predictions.tsv").rename("again.tsv")
-    assert answers(capsys, two_texts, "again.tsv").equals(found)
+    assert answers(capsys, run, "again.tsv").equals(found)
 
 
-def test_a_rule_of_your_own(two_texts, tmp_path, capsys, monkeypatch):
+def test_a_rule_of_your_own(run, tmp_path, capsys, monkeypatch):
     """The README's margin, whose threshold may be above 1: a function and a line."""
     def margin(logits, threshold):
         best = logits[-1].float().topk(2, dim=-1).values
@@ -137,19 +119,19 @@ def test_a_rule_of_your_own(two_texts, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(exits, "margin", margin, raising=False)
     monkeypatch.setitem(tradeoff.EXIT_RULES, "margin", ("threshold",))
     (tmp_path / "new.csv").write_text("first,second\nanna,by\n")
-    found = answers(capsys, two_texts, "new.csv", "--rule", "margin", "--threshold", "9")
+    found = answers(capsys, run, "new.csv", "--rule", "margin", "--threshold", "9")
     assert found.exit_layer.tolist() == ["2"]
-    rows = tradeoff.trade_off_of(read_run(two_texts))
+    rows = tradeoff.trade_off_of(read_run(run))
     assert rows[rows.rule == "margin"].speedup.nunique() > 5
 
 
-def test_earlier_answers_are_not_replaced(one_text, capsys, tmp_path):
-    (tmp_path / "new.csv").write_text("second\nfine film\n")
-    answers(capsys, one_text, "new.csv")
+def test_earlier_answers_are_not_replaced(run, capsys, tmp_path):
+    (tmp_path / "new.csv").write_text("first,second\nanna,by\n")
+    answers(capsys, run, "new.csv")
     before = Path("new_predictions.tsv").read_bytes()
-    assert "new_predictions.tsv exists" in refused(capsys, one_text, "new.csv")
+    assert "new_predictions.tsv exists" in refused(capsys, run, "new.csv")
     assert Path("new_predictions.tsv").read_bytes() == before
-    assert small.call(predict.main, one_text, "new.csv", "--output", "other.tsv") == 0
+    assert small.call(predict.main, run, "new.csv", "--output", "other.tsv") == 0
     assert Path("other.tsv").read_bytes() == before
 
 
@@ -172,29 +154,29 @@ BAD = [  # file name, its bytes or None, options, words of the message
 
 @pytest.mark.parametrize("file, content, options, words", BAD)
 def test_bad_input_is_one_line_and_nothing_is_written(
-    file, content, options, words, two_texts, tmp_path, capsys
+    file, content, options, words, run, tmp_path, capsys
 ):
     if content is not None:
         (tmp_path / file).write_bytes(content)
     before = set(tmp_path.iterdir())
-    assert words in refused(capsys, two_texts, file, *options.split())
+    assert words in refused(capsys, run, file, *options.split())
     assert set(tmp_path.iterdir()) == before
 
 
 # ------------------------------------------------------------------------------ standard input
 
 
-def test_each_line_has_its_answer(two_texts, capsys, monkeypatch):
+def test_each_line_has_its_answer(run, capsys, monkeypatch):
     """Or what it lacks: somebody who types may err."""
     typed = "anna by\tboris\r\nonly one\n\t\nnever\tclara ü".encode()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed), encoding="ascii"))
-    status, out, errors = small.answer(capsys, predict.main, two_texts, "-", "--rule", "entropy")
+    status, out, errors = small.answer(capsys, predict.main, run, "-", "--rule", "entropy")
     assert status == 0
     assert "A line is first, a tab, second; Ctrl-C ends." in errors
-    setting = tradeoff.setting_at_2x(read_run(two_texts), "entropy")
+    setting = tradeoff.setting_at_2x(read_run(run), "entropy")
     assert tradeoff.setting_text(setting) in errors
     samples = [("anna by", "boris"), ("never", "clara ü")]
-    one, two = predict.predict(predict.load(two_texts), samples, tradeoff.make_rule(**setting), 1)
+    one, two = predict.predict(predict.load(run), samples, tradeoff.make_rule(**setting), 1)
     assert out.splitlines() == [
         f"{one.label}   confidence {one.confidence:.2f}   layer {one.exit_layer}",
         "a line must hold first, a tab, second",

@@ -124,14 +124,6 @@ def test_methods_side_by_side(runs, capsys):
     assert "#" in printed(capsys, *runs.values(), "--all")  # each run's histogram
 
 
-def test_a_folder_of_runs_stands_for_all_of_them(runs, tmp_path, capsys):
-    assert printed(capsys, tmp_path) == printed(capsys, *sorted(runs.values()))
-
-    # One that is unfinished is named, not passed over.
-    (runs["second"] / "result.json").unlink()
-    assert f"Left out: {runs['second']} is no finished run" in printed(capsys, tmp_path)
-
-
 def test_settings_by_hand():
     """The seed, the machine and the place of the data make no setting; None is not there."""
     configs = pandas.DataFrame([
@@ -163,10 +155,13 @@ def test_other_dev_samples_are_a_table_of_their_own(runs, tmp_path, capsys):
 
 
 def test_what_is_left_out_and_why(runs, tmp_path, capsys):
-    (tmp_path / "unfinished").mkdir()
-    again = shutil.copytree(runs["first"], tmp_path / "again")
-    text = printed(capsys, runs["first"], tmp_path / "unfinished", again)
-    assert f"Left out: {tmp_path / 'unfinished'} is no finished run" in text
+    """A folder of runs stands for all of them."""
+    assert printed(capsys, tmp_path) == printed(capsys, *sorted(runs.values()))
+    (runs["one exit"] / "result.json").unlink()
+    shutil.rmtree(runs["second"])
+    again = shutil.copytree(runs["first"], runs["second"])
+    text = printed(capsys, tmp_path)
+    assert f"Left out: {runs['one exit']} is no finished run" in text
     assert f"Left out: {again} has the options and the seed of another run" in text
     assert cells(text, "full model")[1:] == ["2.00", "1.00x"]  # as of one run
 
@@ -219,28 +214,18 @@ def test_the_clock_writes_what_it_measured(runs, capsys):
 # ----------------------------------------------------------------------------------- bad input
 
 
-def other_data(run):
-    change_json(run / "config.json", holdout=9)
-
-
-BAD = {  # name: (what is done to the run, options, words of the message)
-    "no run": (shutil.rmtree, [], "no finished run"),
-    "no model": (lambda run: shutil.rmtree(run / "model"), ["--clock"], "model"),
-    "other data": (other_data, ["--examples"], "have changed"),
-    "never that fast": (None, ["--examples", "--rule", "patience"], "never reaches 2x"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line_and_nothing_is_written(name, runs, capsys):
-    change, options, words = BAD[name]
+@pytest.mark.parametrize("change, options, words", [
+    (shutil.rmtree, [], "no finished run"),
+    (lambda run: shutil.rmtree(run / "model"), ["--clock"], "model: there is no such"),
+    (lambda run: change_json(run / "config.json", holdout=9), ["--examples"], "have changed"),
+])
+def test_bad_input_is_one_line_and_nothing_is_written(change, options, words, runs, capsys):
     run = runs["first"]
-    if change:
-        change(run)
+    change(run)
     before = set(run.rglob("*"))
     status, _, errors = small.answer(capsys, report.main, run, *options)
-    lines = [line for line in errors.splitlines() if line.startswith("tools.report: ")]
+    [line] = [line for line in errors.splitlines() if line.startswith("tools.report: ")]
     assert status == 2
-    assert len(lines) == 1 and words in lines[0]
+    assert words in line
     assert "Traceback" not in errors
     assert set(run.rglob("*")) == before

@@ -9,7 +9,7 @@ import torch
 import exits
 import glue
 from tests import small
-from tools import models, tradeoff
+from tools import tradeoff
 from tools.errors import InputError
 from tools.run import read_run
 
@@ -71,20 +71,16 @@ def test_at_speedup_is_chosen_by_speed_alone():
 # ----------------------------------------------------------------------------------- the clock
 
 
-def test_the_clock_takes_turns_and_medians(run, monkeypatch):
+def test_the_clock_takes_turns_and_medians(monkeypatch):
     """The first round does not count, and one round's hiccup changes nothing."""
     calls = []
 
     def slow_at_times(model, batches, rule):
         calls.append(rule)
         seconds = {1: 90.0, 3: 1.0, 5: 3.0, 7: 90.0}.get(len(calls), 0.5)
-        return seconds, 1.25
+        return seconds, 2.5
 
     monkeypatch.setattr(tradeoff, "time_once", slow_at_times)
-    model, tokenizer = models.load_model(run.folder, run.config)
-    split = glue.tokenize(tradeoff.dev_split(run), tokenizer, 16)
-    rule = object()
-    cpu = torch.device("cpu")
-    full, early, counted = tradeoff.clock(model, split, tokenizer, rule, 4, cpu, rounds=3)
-    assert calls == [None, rule] * 4
-    assert (full, early, counted) == (3.0, 0.5, 2 / 1.25)
+    full, early, counted = tradeoff.clock(small.small_model(num_layers=5), [], "rule", rounds=3)
+    assert calls == [None, "rule"] * 4
+    assert (full, early, counted) == (3.0, 0.5, 2)

@@ -35,7 +35,7 @@ NOT_THE_SETTING = [
 ]
 
 # What methods beside each other should share.  A rate, a weight each may have of its own.
-TRAINED_ALIKE = ("model", "pooling", "epochs", "max_steps", "limit_train", "batch_size")
+TRAINED_ALIKE = ["model", "pooling", "epochs", "max_steps", "limit_train", "batch_size"]
 
 AT_2X = """
 At 2x samples leave so early that half the layers are run; --clock measures the time."""
@@ -139,10 +139,10 @@ def at_speeds(run, rules):
     return pandas.DataFrame(lines).T
 
 
-def print_measures(runs, settings, blocks):
-    """A column for each setting: `blocks`, scores by exit, how often the gradients conflict.
+def print_measures(runs, names, blocks):
+    """A column for each name of a setting: scores by exit, how often the gradients conflict.
 
-    blocks: {title: a row for each run}.
+    blocks: what stands above them, {title: a row for each run}.
     """
     by_exit = [dict(zip(run.config["exit_layers"], run.result["exit_scores"])) for run in runs]
     scores = pandas.DataFrame(by_exit).sort_index(axis=1).add_prefix("layer ")
@@ -157,8 +157,8 @@ def print_measures(runs, settings, blocks):
             row |= shares.groupby(run.steps.epoch).mean().add_prefix("in epoch ")
         gradients.append(row)
     blocks = {**blocks, "exit at": scores, "gradients": gradients}
-    frames = {title: pandas.DataFrame(rows) for title, rows in blocks.items()}
-    table = pandas.concat(frames, axis=1).groupby(list(settings), sort=False).agg(mean_sd)
+    frames = {block: pandas.DataFrame(rows) for block, rows in blocks.items()}
+    table = pandas.concat(frames, axis=1).groupby(list(names), sort=False).agg(mean_sd)
     print(table.T.to_string(line_width=100))
 
 
@@ -168,13 +168,13 @@ def print_measures(runs, settings, blocks):
 def print_several(frame, rules):
     """Methods as columns, mean±sd over their seeds."""
     print(f"\n{title(frame.run.iloc[0])}; mean±sd over seeds (x3: of three)\n")
-    counts = frame.groupby("setting").setting.transform("size")
+    counts = frame.setting.map(frame.setting.value_counts())
     frame = frame.assign(setting=frame.setting + counts.map(" x{}".format))
 
-    kinds = frame.drop_duplicates("setting").set_index("setting")
-    for option in TRAINED_ALIKE:
-        if kinds[option].map(str).nunique() > 1:
-            words = [f"{value} ({setting})" for setting, value in kinds[option].items()]
+    kinds = frame.drop_duplicates("setting").set_index("setting")[TRAINED_ALIKE].astype(str)
+    for option, values in kinds.items():
+        if values.nunique() > 1:
+            words = [f"{value} ({setting})" for setting, value in values.items()]
             print(f"Not trained alike, {option}: {'; '.join(words)}")
 
     scores = [dict(at_speeds(run, rules).score) for run in frame.run]
@@ -208,8 +208,8 @@ def print_one(run, rules):
 
 def print_histogram(run):
     """The angles between both gradients: a bar for each 10 degrees."""
-    print(f"\nAngle between both gradients at {len(run.steps)} steps, in degrees; over 90 is a "
-          f"conflict\n(--conflict {run.config['conflict']} --conflict-at "
+    print(f"\nAngle between both gradients at {len(run.steps)} steps, in degrees; over 90, or not "
+          f"finite, is a conflict\n(--conflict {run.config['conflict']} --conflict-at "
           f"{run.config['conflict_at']})\n")
     bins = pandas.cut(run.steps.angle, range(0, 190, 10), include_lowest=True)
     counts = bins.value_counts(sort=False)
@@ -242,12 +242,12 @@ def write_clock(run, setting, device):
     machine.pick_threads(run.config["task"])
     model, tokenizer = models.load_model(run.folder, run.config)
     split = glue.tokenize(tradeoff.dev_split(run), tokenizer, run.config["max_length"])
-    rule = make_rule(**setting)
+    by_length = glue.row_lengths(split).argsort(stable=True)
     rows = []
     for batch_size in (1, 32):
-        full, early, counted = tradeoff.clock(
-            model.to(device), split, tokenizer, rule, batch_size, device
-        )
+        loader = glue.loader(split, by_length.split(batch_size), tokenizer)
+        batches = [batch.to(device) for batch in loader]
+        full, early, counted = tradeoff.clock(model.to(device), batches, make_rule(**setting))
         rows.append({
             "rule": setting["rule"],
             "threshold": setting.get("threshold"),

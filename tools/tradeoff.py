@@ -157,17 +157,14 @@ def dev_split(run):
     return split
 
 
-def clock(model, split, tokenizer, rule, batch_size, device, rounds=5):
-    """Early exit against the full model, on the same batches of a tokenised split.
+def clock(model, batches, rule, rounds=5):
+    """Early exit against the full model, on the same batches.
 
-    Returns the seconds of the full model, those of early exit, and the counted speed-up.  Batches
-    are sorted by length.  After a warm-up the median of `rounds`; both sides take turns,
-    so that a slow moment hits both.
+    Returns the seconds of the full model, those of early exit, and the counted speed-up.  After a
+    warm-up the median of `rounds`; both sides take turns, so that a slow moment hits both.
     """
-    numbers = glue.row_lengths(split).argsort(stable=True).split(batch_size)
-    batches = [batch.to(device) for batch in glue.loader(split, numbers, tokenizer)]
     full, early = [], []
-    for _ in tqdm(range(rounds + 1), f"batch size {batch_size}", leave=False, disable=None):
+    for _ in tqdm(range(rounds + 1), "rounds", leave=False, disable=None):
         full.append(time_once(model, batches, None)[0])
         seconds, mean_exit_layer = time_once(model, batches, rule)
         early.append(seconds)
