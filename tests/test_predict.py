@@ -7,73 +7,24 @@ from pathlib import Path
 import pandas
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertTokenizer, DistilBertConfig, DistilBertModel, PreTrainedTokenizerFast
+from transformers import BertTokenizer, DistilBertConfig, DistilBertModel
 
 import exits
 from tests import small
 from tools import predict, tradeoff
 from tools.run import read_run
 
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *small.WORDS]
-
-
-def plain_tokenizer(with_special_tokens):
-    """Without token types; with special tokens its pairs have them."""
-    tokenizer = Tokenizer(models.WordLevel({w: n for n, w in enumerate(VOCABULARY)}, "[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    if with_special_tokens:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]",
-            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-            special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-        )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]",
-                                   unk_token="[UNK]")
-
-
-def bert_tokenizer(**habits):
-    return BertTokenizer(vocab={w: n for n, w in enumerate(VOCABULARY)}, **habits)
-
-
-TOKENIZERS = {
-    "usual": bert_tokenizer,
-    "pads on the left": lambda: bert_tokenizer(padding_side="left"),
-    "no mask, no token types": lambda: bert_tokenizer(model_input_names=["input_ids"]),
-    "no token types": lambda: bert_tokenizer(model_input_names=["input_ids", "attention_mask"]),
-    "plain": lambda: plain_tokenizer(with_special_tokens=False),
-    "plain, with special tokens": lambda: plain_tokenizer(with_special_tokens=True),
-}
-
-
-def make_run(root, tokenizer=None, two_texts=True, *options):
-    """A run of the small task on an encoder with this tokenizer."""
-    small.small_task(root)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(root / "my model")
-    if not two_texts:
-        for path in (root / "my data").iterdir():
-            pandas.read_csv(path).drop(columns="first").to_csv(path, index=False)
-    return small.make_run(root, "acl-cl", *options)
-
 
 @pytest.fixture(scope="module")
-def whole_runs(tmp_path_factory):
-    root = tmp_path_factory.mktemp("runs")
-    return {texts: make_run(root / str(texts), two_texts=texts == 2) for texts in (1, 2)}
+def whole_run(tmp_path_factory):
+    return small.make_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture
-def two_texts(whole_runs, tmp_path, monkeypatch):
-    """A run, in the working folder."""
+def run(whole_run, tmp_path, monkeypatch):
+    """A run of two texts, used from an empty working folder."""
     monkeypatch.chdir(tmp_path)
-    return whole_runs[2]
-
-
-@pytest.fixture
-def one_text(whole_runs, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return whole_runs[1]
+    return whole_run
 
 
 def answers(capsys, run, file, *options):
@@ -97,41 +48,42 @@ def refused(capsys, *argv):
 
 
 @pytest.mark.parametrize("two_texts", [True, False])
-@pytest.mark.parametrize("name", TOKENIZERS)
-def test_predictions_are_those_of_the_stored_logits(name, two_texts, tmp_path):
+@pytest.mark.parametrize("habits", [
+    {}, {"padding_side": "left", "model_input_names": ["input_ids"]},
+])
+def test_predictions_are_those_of_the_stored_logits(habits, two_texts, tmp_path):
     """Whatever the tokenizer does by itself, alone and in a batch, with early exit and without."""
-    run = predict.load(make_run(tmp_path, TOKENIZERS[name](), two_texts))
+    small.small_task(tmp_path)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *small.WORDS]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    BertTokenizer(vocab=vocabulary, **habits).save_pretrained(tmp_path / "my model")
+    if not two_texts:
+        for path in (tmp_path / "my data").iterdir():
+            pandas.read_csv(path).drop(columns="first").to_csv(path, index=False)
+    dev = pandas.read_csv(tmp_path / "my data" / "dev.csv")
+    texts = list(zip(dev["first"], dev.second)) if two_texts else dev.second.tolist()
+
+    run = predict.load(small.make_run(tmp_path))
     logits = run.finished.logits
-    texts = pandas.read_csv(tmp_path / "my data" / "dev.csv").drop(columns="label")
-    at_once = tradeoff.make_rule("entropy", exits.normalised_entropy(logits[0]).mean().item())
-    for rule in (None, at_once):
-        index = torch.ones(10, dtype=torch.int64)  # of the last of two exits
-        if rule is not None:
-            index = exits.exit_indices(logits, rule)
-            assert 0 < index.sum() < 10
+    threshold = exits.normalised_entropy(logits[0]).mean().item()
+    early = tradeoff.make_rule("entropy", threshold=threshold)
+    index = exits.exit_indices(logits, early)
+    assert 0 < index.sum() < 10
+    for rule, index in {early: index, None: torch.ones_like(index)}.items():
         p, classes = logits[index, torch.arange(10)].softmax(dim=-1).max(dim=-1)  # (R,), (R,)
-        labels = [run.finished.config["labels"][k] for k in classes]
         for batch_size in (1, 16):
-            predictions = predict.predict(run, texts.values.tolist(), rule, batch_size)
-            found = pandas.DataFrame(predictions)
-            assert found.label.tolist() == labels
+            found = pandas.DataFrame(predict.predict(run, texts, rule, batch_size))
+            assert found.label.tolist() == [run.finished.config["labels"][k] for k in classes]
             assert found.exit_layer.tolist() == (index + 1).tolist()
             assert found.confidence.tolist() == pytest.approx(p.tolist(), abs=1e-5)
-
-
-def test_from_python(one_text):
-    run = predict.load(one_text)
-    assert predict.predict(run, ["anna helped"]) == predict.predict(run, [("anna helped",)])
     assert predict.predict(run, []) == []
-    with pytest.raises(TypeError, match="a list"):
-        predict.predict(run, "anna helped")
 
 
 def test_an_encoder_that_cannot_be_walked_answers_in_full(tmp_path, capsys, monkeypatch):
     small.small_task(tmp_path)
     config = DistilBertConfig(vocab_size=14, dim=16, n_layers=2, n_heads=2, hidden_dim=32)
     DistilBertModel(config).save_pretrained(tmp_path / "my model")
-    run = make_run(tmp_path, None, True, "--pooling", "mean")
+    run = small.make_run(tmp_path, "acl-cl", "--pooling", "mean")
     monkeypatch.chdir(tmp_path / "my data")
     line = refused(capsys, run, "dev.csv", "--rule", "entropy", "--threshold", "0.5")
     assert "cannot walk the layers of this distilbert encoder" in line
@@ -143,98 +95,98 @@ def test_an_encoder_that_cannot_be_walked_answers_in_full(tmp_path, capsys, monk
 
 
 SAMPLES = [("anna helped", 'said "no"'), ("boris\ttab", "clara"), ("never", "two\nlines"),
-           ("by", "a\rreturn")]
+           ("by", "a\rreturn"), ("", "by")]
 
 
-def test_texts_are_given_back_as_they_were(two_texts, tmp_path, capsys):
-    """And what the command wrote can be classified again."""
+def test_texts_are_given_back_as_they_were(run, tmp_path, capsys):
+    """An empty cell is a text, too; and what the command wrote can be classified again."""
     pandas.DataFrame(SAMPLES, columns=["first", "second"]).to_parquet("new.parquet")
-    found = answers(capsys, two_texts, "new.parquet")
+    found = answers(capsys, run, "new.parquet")
     assert list(found) == ["prediction", "confidence", "exit_layer", "first", "second"]
     assert list(zip(found["first"], found["second"])) == SAMPLES
-    expected = predict.predict(predict.load(two_texts), SAMPLES)
+    expected = predict.predict(predict.load(run), SAMPLES)
     assert found.prediction.tolist() == [prediction.label for prediction in expected]
     (tmp_path / "new_predictions.tsv").rename("again.tsv")
-    assert answers(capsys, two_texts, "again.tsv").equals(found)
+    assert answers(capsys, run, "again.tsv").equals(found)
 
 
-def test_there_are_as_many_answers_as_rows(one_text, capsys, tmp_path):
-    """An empty cell is a text, too."""
-    (tmp_path / "new.csv").write_text('second\nfine film\n""\nnasty\n')
-    assert answers(capsys, one_text, "new.csv")["second"].tolist() == ["fine film", "", "nasty"]
+def test_a_rule_of_your_own(run, tmp_path, capsys, monkeypatch):
+    """The README's margin, whose threshold may be above 1: a function and a line."""
+    def margin(logits, threshold):
+        best = logits[-1].float().topk(2, dim=-1).values
+        return best[:, 0] - best[:, 1] >= threshold
+
+    monkeypatch.setattr(exits, "margin", margin, raising=False)
+    monkeypatch.setitem(tradeoff.EXIT_RULES, "margin", ("threshold",))
+    (tmp_path / "new.csv").write_text("first,second\nanna,by\n")
+    found = answers(capsys, run, "new.csv", "--rule", "margin", "--threshold", "9")
+    assert found.exit_layer.tolist() == ["2"]
+    rows = tradeoff.trade_off_of(read_run(run))
+    assert rows[rows.rule == "margin"].speedup.nunique() > 5
 
 
-def test_earlier_answers_are_not_replaced(one_text, capsys, tmp_path):
-    (tmp_path / "new.csv").write_text("second\nfine film\n")
-    answers(capsys, one_text, "new.csv")
+def test_earlier_answers_are_not_replaced(run, capsys, tmp_path):
+    (tmp_path / "new.csv").write_text("first,second\nanna,by\n")
+    answers(capsys, run, "new.csv")
     before = Path("new_predictions.tsv").read_bytes()
-    assert "new_predictions.tsv exists" in refused(capsys, one_text, "new.csv")
+    assert "new_predictions.tsv exists" in refused(capsys, run, "new.csv")
     assert Path("new_predictions.tsv").read_bytes() == before
-    assert small.call(predict.main, one_text, "new.csv", "--output", "other.tsv") == 0
+    assert small.call(predict.main, run, "new.csv", "--output", "other.tsv") == 0
     assert Path("other.tsv").read_bytes() == before
 
 
-BAD = {  # name: (file name, its bytes or None, options, words of the message)
-    "no file": ("new.csv", None, [], "new.csv is missing"),
-    "other columns": ("new.csv", b"text\nA\n", [], "first, second; its columns are text"),
-    "no rows": ("new.csv", b"first,second\n", [], "has no rows"),
-    "no text": ("new.jsonl", b'{"first": ["a"], "second": "a"}', [], "no text"),
-    "not UTF-8": ("new.csv", b"first,second\n\xe9,b\n", [], "UnicodeDecodeError"),
-    "a threshold for patience": ("new.csv", b"first,second\na,b\n",
-                                 ["--rule", "patience", "--threshold", "1"], "needs a patience"),
-}
+GOOD = b"first,second\na,b\n"
+BAD = [  # file name, its bytes or None, options, words of the message
+    ("new.csv", None, "", "new.csv is missing"),
+    ("new.csv", b"text\nA\n", "", "first, second; its columns are text"),
+    ("new.csv", b"first,second\n", "", "has no rows"),
+    ("new.csv", b"first,second\na\n", "", "sample 1: second"),
+    ("new.jsonl", b'{"first": ["a"], "second": "a"}', "", "is missing or no text"),
+    ("new.csv", b"first,second\n\xe9,b\n", "", "UnicodeDecodeError"),
+    ("new.csv", GOOD, "--rule patience", "never reaches 2x"),
+    ("new.csv", GOOD, "--rule patience --threshold 1", "needs a patience, and no other"),
+    ("new.csv", GOOD, "--rule pcee --patience 2", "needs a threshold and a patience"),
+    ("new.csv", GOOD, "--threshold 0.5 --patience 2", "rule entropy needs a threshold, and no"),
+    ("new.csv", GOOD, "--threshold nan", "a threshold is from 0 to 1"),
+    ("new.csv", GOOD, "--rule patience --patience 0", "a patience 1 or more"),
+]
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line_and_nothing_is_written(name, two_texts, tmp_path, capsys):
-    file, content, options, words = BAD[name]
+@pytest.mark.parametrize("file, content, options, words", BAD)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    file, content, options, words, run, tmp_path, capsys
+):
     if content is not None:
         (tmp_path / file).write_bytes(content)
     before = set(tmp_path.iterdir())
-    assert words in refused(capsys, two_texts, file, *options)
+    assert words in refused(capsys, run, file, *options.split())
     assert set(tmp_path.iterdir()) == before
 
 
 # ------------------------------------------------------------------------------ standard input
 
 
-def give(monkeypatch, content, is_typed=False):
-    stdin = io.TextIOWrapper(io.BytesIO(content), encoding="ascii")
-    monkeypatch.setattr(stdin, "isatty", lambda: is_typed, raising=False)
-    monkeypatch.setattr(sys, "stdin", stdin)
-
-
-def test_each_line_is_answered(two_texts, capsys, monkeypatch):
-    give(monkeypatch, "anna\rby\tboris\r\nnever\tclara ü".encode())
-    status, out, _ = small.answer(capsys, predict.main, two_texts, "-", "--rule", "entropy")
-    samples = [("anna\rby", "boris"), ("never", "clara ü")]
-    rule = tradeoff.make_rule(**tradeoff.choose(read_run(two_texts), "entropy"))
-    expected = predict.predict(predict.load(two_texts), samples, rule, batch_size=1)
+def test_each_line_has_its_answer(run, capsys, monkeypatch):
+    """Or what it lacks: somebody who types may err."""
+    typed = "anna\rby\tboris\r\nonly one\n\t\nnever\tclara ü".encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed), encoding="ascii"))
+    status, out, errors = small.answer(capsys, predict.main, run, "-", "--rule", "entropy")
     assert status == 0
+    assert "A line is first, a tab, second; Ctrl-C ends." in errors
+    setting = tradeoff.setting_at_2x(read_run(run), "entropy")
+    assert tradeoff.setting_text(setting) in errors
+    samples = [("anna\rby", "boris"), ("never", "clara ü")]
+    one, two = predict.predict(predict.load(run), samples, tradeoff.make_rule(**setting), 1)
     assert out.splitlines() == [
-        f"{label}   confidence {confidence:.2f}   layer {layer}"
-        for label, confidence, layer in expected
+        f"{one.label}   confidence {one.confidence:.2f}   layer {one.exit_layer}",
+        "a line must hold first, a tab, second",
+        "a line must hold first, a tab, second",
+        f"{two.label}   confidence {two.confidence:.2f}   layer {two.exit_layer}",
     ]
 
 
-def test_who_types_may_err(two_texts, capsys, monkeypatch):
-    give(monkeypatch, b"only one\n\na\tb\n", is_typed=True)
-    status, out, errors = small.answer(capsys, predict.main, two_texts, "-")
-    assert (status, out.count("\n")) == (0, 1)
-    assert "A line is first, a tab, second; Ctrl-C ends." in errors
-    assert errors.count("a line must hold first, a tab, second") == 2
-
-
-@pytest.mark.parametrize("content, words", [
-    (None, "standard input is closed"),
-    (b"a\tb\n\xe9\tb\n", "cannot read standard input: UnicodeDecodeError"),
-    (b"a\tb\n\nc\td\n", "standard input, line 2 must hold"),
-])
-def test_bad_standard_input_is_one_line(content, words, two_texts, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", None)
-    if content is not None:
-        give(monkeypatch, content)
-    status, _, errors = small.answer(capsys, predict.main, two_texts, "-")
-    assert status == 2
-    assert words in errors.splitlines()[-1]
-    assert "Traceback" not in errors
+def test_bad_standard_input_is_one_line(run, capsys, monkeypatch):
+    latin1 = io.TextIOWrapper(io.BytesIO(b"a\tb\n\xe9\tb\n"), encoding="latin-1")
+    for stdin, words in {None: "is closed", latin1: "cannot read standard input: Unicode"}.items():
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert words in refused(capsys, run, "-")

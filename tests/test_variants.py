@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pandas
 import pytest
 import torch
-import torch.nn.functional as F
 
 import acl
 import grad_surgery

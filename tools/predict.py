@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 import exits
 import glue
-from tools import data, encoders, machine, models, tradeoff
+from tools import data, machine, models, tradeoff
 from tools.errors import InputError, Parser, one_line_errors, reading
-from tools.report import beside, write_table
+from tools.report import write_table
 from tools.run import FinishedRun, read_run
 
 
@@ -60,36 +60,26 @@ def predict(run, texts, rule=None, batch_size=32):
     rule: as for exits.early_exit, which raises InputError for an encoder that it cannot walk;
     without one the full model answers, of any encoder.
     """
-    if isinstance(texts, str):
-        raise TypeError(f"texts must be a list, not the one text {texts!r:.60}")
-
     # Tokens and padding are made as in training, whatever the tokenizer's own habits are.
     config = run.finished.config
-    samples = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-    if not samples:
-        return []
-    columns = pandas.DataFrame(samples, columns=config["text_columns"]).to_dict("list")
-    tokens = glue.tokenize(Dataset.from_dict(columns), run.tokenizer, config["max_length"])
-    batches = torch.arange(len(samples)).split(batch_size)
+    table = pandas.DataFrame(texts, columns=config["text_columns"])
+    tokens = glue.tokenize(Dataset.from_pandas(table), run.tokenizer, config["max_length"])
+    batches = torch.arange(len(table)).split(batch_size)
     loader = glue.loader(tokens, batches, run.tokenizer)
 
     device = next(run.model.parameters()).device
     predictions = []
     for batch in tqdm(loader, "batches", leave=False, disable=len(batches) == 1 or None):
-        logits, exit_layers = answer_batch(run.model, batch.to(device), rule)
+        batch = batch.to(device)
+        if rule is None:
+            logits = run.model(batch)[1][-1]  # (N, K)
+            exit_layers = torch.full((len(logits),), run.model.exit_layers[-1])
+        else:
+            logits, exit_layers = exits.early_exit(run.model, batch, rule)  # (N, K), (N,)
         confidences, classes = logits.float().softmax(dim=-1).max(dim=-1)  # (N,), (N,)
-        for k, p, layer in zip(classes.tolist(), confidences.tolist(), exit_layers.tolist()):
-            predictions.append(Prediction(config["labels"][k], p, layer))
+        labels = [config["labels"][k] for k in classes]
+        predictions += map(Prediction, labels, confidences.tolist(), exit_layers.tolist())
     return predictions
-
-
-def answer_batch(model, batch, rule):
-    """Logits (N, K) and exit layers (N,)."""
-    if rule is not None:
-        return exits.early_exit(model, batch, rule)
-    with encoders.evaluating(model):
-        _, logits = model(batch)  # (M, N, K)
-    return logits[-1], torch.full((logits.shape[1],), model.exit_layers[-1])
 
 
 # ------------------------------------------------------------------------------------ the command
@@ -97,74 +87,80 @@ def answer_batch(model, batch, rule):
 
 def answer(args):
     """Write the answers to a file's rows, or print those to the lines of standard input."""
-    finished = read_run(args.run)
-    rule = rule_of(args, finished)
-    machine.pick_threads(finished.config["task"])
+    run = load(args.run)
+    setting = setting_of(args, run.finished)
+    rule = None  # the full model answers
+    if setting:
+        print(tradeoff.setting_text(setting), file=sys.stderr)
+        rule = tradeoff.make_rule(**setting)
     if args.file == "-":
-        answer_lines(load(args.run), rule)
+        answer_lines(run, rule)
     else:
-        path = Path(args.file)
-        output = Path(args.output or path.with_name(f"{path.stem}_predictions.tsv"))
-        if output.exists():
-            raise InputError(f"{output} exists; remove it or choose another --output")
-        texts = read_texts(path, finished.config)  # before the model's long wait
-        answer_file(load(args.run), texts, rule, output)
+        answer_file(run, rule, Path(args.file), args.output)
 
 
-def rule_of(args, finished):
-    """The rule that the options ask for, said on standard error; None for the full model."""
-    if args.rule is None and args.threshold is None and args.patience is None:
-        print("the full model answers; with --rule entropy samples leave early", file=sys.stderr)
-        return None
-    setting = tradeoff.choose(finished, args.rule or "entropy", args.threshold, args.patience)
-    print(tradeoff.setting_text(setting), file=sys.stderr)
-    return tradeoff.make_rule(**setting)
+def setting_of(args, finished):
+    """The setting given, or the one next above 2x on dev; {} without a rule.  Raises InputError."""
+    numbers = {"threshold": args.threshold, "patience": args.patience}
+    numbers = {name: number for name, number in numbers.items() if number is not None}
+    if not numbers:
+        return tradeoff.setting_at_2x(finished, args.rule) if args.rule else {}
+    rule = args.rule or "entropy"
+    names = tradeoff.EXIT_RULES[rule]
+    if tuple(numbers) != names:
+        raise InputError(f"rule {rule} needs a {' and a '.join(names)}, and no other setting")
+    # A rule of your own may have a threshold of another scale.
+    is_share = rule in ("entropy", "confidence", "pcee")
+    if is_share and not 0 <= args.threshold <= 1 or numbers.get("patience", 1) < 1:
+        raise InputError(f"rule {rule}: a threshold is from 0 to 1, a patience 1 or more")
+    return {"rule": rule, **numbers}
 
 
-def read_texts(path, config):
-    """FILE -> a DataFrame of strings with the run's text columns.  Raises InputError."""
-    names = config["text_columns"]
-    table = data.read_table(path)
-    if not set(names) <= set(table):
-        raise InputError(f"{path} must have the text columns of the run, {', '.join(names)}; its "
-                         f"columns are {', '.join(table)}")
-    is_text = table[names].map(lambda cell: isinstance(cell, str)).all(axis=1)
-    if not is_text.all():
-        raise InputError(f"{path}, sample {is_text.idxmin() + 1}: a cell is missing or no text")
-    return table[names].reset_index(drop=True)
-
-
-def answer_file(run, texts, rule, output):
+def answer_file(run, rule, path, output):
     """A row of answers for each row of the file, and a summary."""
-    predictions = predict(run, texts.values.tolist(), rule)
+    output = Path(output or path.with_name(f"{path.stem}_predictions.tsv"))
+    if output.exists():
+        raise InputError(f"{output} exists; remove it or choose another --output")
+    texts = read_texts(path, run.finished.config["text_columns"])
+    predictions = predict(run, texts, rule)
     table = pandas.DataFrame(predictions).rename(columns={"label": "prediction"})
-    write_table(beside(table.round({"confidence": 4}), texts), output)
+    write_table(table.round(4), output, texts)
     mean = table.exit_layer.mean()
     deepest = run.model.exit_layers[-1]
     print(f"{len(table)} samples, mean exit layer {mean:.2f} of {deepest} ({deepest / mean:.2f}x)")
     print(table.prediction.value_counts().to_string(header=False))
 
 
+def read_texts(path, names):
+    """FILE -> a DataFrame of strings with the run's text columns.  Raises InputError."""
+    table = data.read_table(path)
+    if not set(names) <= set(table):
+        raise InputError(f"{path} must have the text columns of the run, {', '.join(names)}; its "
+                         f"columns are {', '.join(table)}")
+    for name in names:
+        is_text = table[name].map(lambda cell: isinstance(cell, str))
+        data.check(path, table[name], is_text, "is missing or no text")
+    return table[names]
+
+
 def answer_lines(run, rule):
-    """Answer each line at once.  Somebody who types may err; of piped lines all must be right."""
-    if sys.stdin is None:
-        raise InputError("standard input is closed; type or pipe lines, or name a file")
+    """A line of output for each line of standard input, at once: its answer, or what it lacks."""
     names = run.finished.config["text_columns"]
     what = ", a tab, ".join(names)
     print(f"A line is {what}; Ctrl-C ends.", file=sys.stderr)
-    for number, line in enumerate(typed_lines(), start=1):
+    for line in typed_lines():
         texts = line.removesuffix("\n").removesuffix("\r").split("\t")
         if len(texts) == len(names) and all(texts):
             [[label, confidence, layer]] = predict(run, [texts], rule)
             print(f"{label}   confidence {confidence:.2f}   layer {layer}", flush=True)
-        elif sys.stdin.isatty():
-            print(f"a line must hold {what}", file=sys.stderr)
         else:
-            raise InputError(f"standard input, line {number} must hold {what}")
+            print(f"a line must hold {what}", flush=True)
 
 
 def typed_lines():
     """The lines of standard input, which is UTF-8; a lone carriage return ends none."""
+    if sys.stdin is None:
+        raise InputError("standard input is closed; type or pipe lines, or name a file")
     sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict", newline="\n")
     with reading("standard input"):
         yield from sys.stdin

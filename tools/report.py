@@ -28,14 +28,14 @@ METHODS = ("ce", "scl", "acl-embed", "acl-grad", "acl-cl", "kd")
 
 # What two seeds of one setting need not share: the seed, the machine, the files, and what
 # config.json says twice (exits is again in exit_layers, precision in bf16).
-NOT_THE_SETTING = {
+NOT_THE_SETTING = [
     "seed", "seeds", "device", "device_name", "versions", "data", "output", "resume",
     "save_steps", "predict", "exits", "precision", "num_labels", "labels", "metrics",
     "text_columns", "data_fingerprint",
-}
+]
 
 # What methods beside each other should share.  A rate, a weight each may have of its own.
-TRAINED_ALIKE = ("model", "pooling", "epochs", "max_steps", "limit_train", "batch_size")
+TRAINED_ALIKE = ["model", "pooling", "epochs", "max_steps", "limit_train", "batch_size"]
 
 AT_2X = """
 At 2x samples leave so early that half the layers are run; --clock measures the time."""
@@ -51,6 +51,7 @@ def report(args):
             print(f"Left out: {error}")
     if not runs:
         raise InputError("there is no finished run to report")
+    runs.sort(key=lambda run: (*METHODS, run.config["method"]).index(run.config["method"]))
 
     # Scores can be compared where they are of the same dev samples.
     comparable = {}
@@ -58,13 +59,13 @@ def report(args):
         samples = run.labels.numpy().tobytes()
         comparable.setdefault((run.config["task"], samples), []).append(run)
     for some in comparable.values():
-        print_tables(runs_frame(some), args)
+        print_tables(some, args)
 
     device = machine.pick_device(args.device)
     for run in runs:
         # From a single exit no sample leaves early.
         if (args.examples or args.clock) and len(run.logits) > 1:
-            setting = tradeoff.choose(run, args.rule)  # the one next above 2x
+            setting = tradeoff.setting_at_2x(run, args.rule)
             print(f"\n{run.folder}: {tradeoff.setting_text(setting)}")
             if args.examples:
                 write_examples(run, setting)
@@ -72,15 +73,15 @@ def report(args):
                 write_clock(run, setting, device)
 
 
-def print_tables(frame, args):
+def print_tables(runs, args):
     """Runs that can be compared: side by side, a single one at a glance; with --all both."""
+    configs = pandas.DataFrame([run.config for run in runs], dtype=object)
+    frame = configs.assign(run=runs, setting=settings(configs))
     again = frame.duplicated(["setting", "seed"])
     for run in frame.run[again]:
         print(f"Left out: {run.folder} has the options and the seed of another run")
     frame = frame[~again]
-    rules = [args.rule]
-    if args.all:  # of two classes confidence says what entropy says
-        rules = [rule for rule in EXIT_RULES if rule != "confidence" or frame.num_labels.max() > 2]
+    rules = EXIT_RULES if args.all else [args.rule]
     if len(frame) > 1:
         print_several(frame, rules)
     for run in frame.run:
@@ -88,20 +89,7 @@ def print_tables(frame, args):
             print_one(run, rules)
 
 
-# ------------------------------------------------------------------------------ the frame of runs
-
-
-def runs_frame(runs):
-    """FinishedRuns of one task -> a DataFrame, a row a run, in the papers' order of methods.
-
-    Columns: every key of config.json and of result.json; `run`, the FinishedRun; `setting`, the
-    same for runs that differ in their seed alone.
-    """
-    rows = [{**run.config, **run.result, "run": run} for run in runs]
-    frame = pandas.DataFrame(rows, dtype=object)
-    frame["setting"] = settings(pandas.DataFrame([run.config for run in runs], dtype=object))
-    place = {method: number for number, method in enumerate(METHODS)}
-    return frame.sort_values("method", key=lambda names: names.map(place), kind="stable")
+# -------------------------------------------------------------------------------- what is shown
 
 
 def settings(configs):
@@ -111,7 +99,7 @@ def settings(configs):
     them; `method` is one.  All but NOT_THE_SETTING make the setting.  Returns a Series of names:
     the method and, where it has several settings, the options in which they differ.
     """
-    options = configs[[name for name in configs if name not in NOT_THE_SETTING]]
+    options = configs.drop(columns=NOT_THE_SETTING, errors="ignore")
     options = options.astype(object).where(options.notna(), "not set").astype(str)
     names = options.method.copy()
     for _, some in options.groupby("method"):
@@ -131,27 +119,6 @@ def mean_sd(values):
     return f"{mean}±{statistics.stdev(values):.1f}"
 
 
-# ------------------------------------------------------------------------------------- the tables
-
-
-def print_several(frame, rules):
-    """Methods as columns, mean±sd over their seeds."""
-    print(f"\n{title(frame.run.iloc[0])}; mean±sd over seeds (x3: of three)\n")
-    counts = frame.groupby("setting").setting.transform("size")
-    frame = frame.assign(setting=frame.setting + counts.map(" x{}".format))
-
-    kinds = frame.drop_duplicates("setting").set_index("setting")
-    for option in TRAINED_ALIKE:
-        if kinds[option].map(str).nunique() > 1:
-            words = [f"{value} ({setting})" for setting, value in kinds[option].items()]
-            print(f"Not trained alike, {option}: {'; '.join(words)}")
-
-    scores = [at_a_glance(run, rules).score for run in frame.run]
-    print_blocks(frame, {"score": pandas.DataFrame(scores, frame.index), **blocks_of(frame)})
-    print(f"{AT_2X}  A dash:\nnever that fast, no such exit, or nobody looked at the gradients "
-          "(--conflict observe does).")
-
-
 def title(run):
     """'rte, accuracy on 277 dev samples, majority class 52.7'"""
     task, metric = run.config["task"], run.result["metric"]
@@ -159,7 +126,7 @@ def title(run):
     return f"{task}, {metric} on {len(run.labels)} dev samples, majority class {majority:.1f}"
 
 
-def at_a_glance(run, rules):
+def at_speeds(run, rules):
     """A DataFrame with a row of the trade-off for the full model, entropy at 2x, and so on; a row
     of NaN where the rule is never that fast."""
     deepest = run.config["exit_layers"][-1]
@@ -172,30 +139,48 @@ def at_a_glance(run, rules):
     return pandas.DataFrame(lines).T
 
 
-def blocks_of(frame):
-    """{title: DataFrame with a row a run}: scores by exit, and how often the gradients conflict."""
-    by_exit = [dict(zip(run.config["exit_layers"], run.result["exit_scores"])) for run in frame.run]
-    scores = pandas.DataFrame(by_exit, frame.index).sort_index(axis=1).add_prefix("layer ")
+def print_measures(runs, names, blocks):
+    """A column for each name of a setting: scores by exit, how often the gradients conflict.
+
+    blocks: what stands above them, {title: a row for each run}.
+    """
+    by_exit = [dict(zip(run.config["exit_layers"], run.result["exit_scores"])) for run in runs]
+    scores = pandas.DataFrame(by_exit).sort_index(axis=1).add_prefix("layer ")
     scores["mean"] = scores.mean(axis=1, skipna=False)  # of all exits, or none
 
     gradients = []
-    for run in frame.run:
+    for run in runs:
         row = {}
         if run.result["conflict_share"] is not None:  # the gate looked
             shares = 100 * in_conflict(run.steps)
             row = {"mean angle": run.steps.angle.mean(), "% conflicts": shares.mean()}
             row |= shares.groupby(run.steps.epoch).mean().add_prefix("in epoch ")
         gradients.append(row)
-    return {"exit at": scores, "gradients": pandas.DataFrame(gradients, frame.index)}
+    blocks = {**blocks, "exit at": scores, "gradients": gradients}
+    frames = {block: pandas.DataFrame(rows) for block, rows in blocks.items()}
+    table = pandas.concat(frames, axis=1).groupby(list(names), sort=False).agg(mean_sd)
+    print(table.T.to_string(line_width=100))
 
 
-def print_blocks(frame, blocks):
-    """blocks: {title: DataFrame with a row a run}; printed with a column a setting."""
-    table = pandas.concat(blocks, axis=1).groupby(frame.setting, sort=False).agg(mean_sd)
-    print(table.rename_axis(None).T.to_string(line_width=100))
+# ------------------------------------------------------------------------------------- the tables
 
 
-# ---------------------------------------------------------------------------------------- one run
+def print_several(frame, rules):
+    """Methods as columns, mean±sd over their seeds."""
+    print(f"\n{title(frame.run.iloc[0])}; mean±sd over seeds (x3: of three)\n")
+    counts = frame.setting.map(frame.setting.value_counts())
+    frame = frame.assign(setting=frame.setting + counts.map(" x{}".format))
+
+    kinds = frame.drop_duplicates("setting").set_index("setting")[TRAINED_ALIKE].astype(str)
+    for option, values in kinds.items():
+        if values.nunique() > 1:
+            words = [f"{value} ({setting})" for setting, value in values.items()]
+            print(f"Not trained alike, {option}: {'; '.join(words)}")
+
+    scores = [dict(at_speeds(run, rules).score) for run in frame.run]
+    print_measures(frame.run, frame.setting, {"score": scores})
+    print(f"{AT_2X}  A dash:\nnever that fast, no such exit, or nobody looked at the gradients "
+          "(--conflict observe does).")
 
 
 def print_one(run, rules):
@@ -209,30 +194,28 @@ def print_one(run, rules):
         "patience": "{:.0f}".format,
     }
     # Without the columns that are empty, and without speeds that the run never has.
-    table = at_a_glance(run, rules).reindex(columns=list(formats)).apply(pandas.to_numeric)
+    table = at_speeds(run, rules).reindex(columns=list(formats)).apply(pandas.to_numeric)
     table = table.dropna(how="all").dropna(how="all", axis=1)
     print(table.to_string(formatters=formats, na_rep=""))
     if len(run.logits) == 1:
         print("\nWith one exit no sample leaves early; --exits all trains more of them.\n")
     else:
         print(f"{AT_2X}\n")
-    frame = runs_frame([run])
-    print_blocks(frame, blocks_of(frame))
+    print_measures([run], [run.config["method"]], {})
     if run.result["conflict_share"] is not None:
         print_histogram(run)
 
 
 def print_histogram(run):
-    """The angles between both gradients: a bar for each 10 degrees, and a sentence."""
-    print(f"\nAngle between both gradients at {len(run.steps)} steps, in degrees\n")
-    ends = range(10, 190, 10)
-    bins = pandas.cut(run.steps.angle, [0, *ends], labels=ends, include_lowest=True)
+    """The angles between both gradients: a bar for each 10 degrees."""
+    print(f"\nAngle between both gradients at {len(run.steps)} steps, in degrees; over 90, or not "
+          f"finite, is a conflict\n(--conflict {run.config['conflict']} --conflict-at "
+          f"{run.config['conflict_at']})\n")
+    bins = pandas.cut(run.steps.angle, range(0, 190, 10), include_lowest=True)
     counts = bins.value_counts(sort=False)
-    for end, count in counts[counts > 0].items():
-        print(f"{end - 10:4} to {end:3}  {count:6}  {'#' * math.ceil(50 * count / counts.max())}")
-    print(f"\nIn {in_conflict(run.steps).sum()} steps the second gradient pointed against "
-          "cross-entropy's (over 90 degrees,\nor not finite).  The gate was --conflict "
-          f"{run.config['conflict']} --conflict-at {run.config['conflict_at']}.")
+    for bin, count in counts[counts > 0].items():
+        bar = "#" * math.ceil(50 * count / counts.max())
+        print(f"{bin.right - 10:4.0f} to {bin.right:3.0f}  {count:6}  {bar}")
 
 
 # -------------------------------------------------------------------------------------- the files
@@ -251,12 +234,7 @@ def write_examples(run, setting):
         "prediction": [names[k] for k in classes],
         "label": [names[k] for k in run.labels],
     })
-    write_table(beside(table, texts), run.folder / "examples.tsv")
-
-
-def beside(table, texts):
-    """Row by row; a text column whose name is taken gets _text behind it."""
-    return table.merge(texts, left_index=True, right_index=True, suffixes=("", "_text"))
+    write_table(table, run.folder / "examples.tsv", texts)
 
 
 def write_clock(run, setting, device):
@@ -264,26 +242,33 @@ def write_clock(run, setting, device):
     machine.pick_threads(run.config["task"])
     model, tokenizer = models.load_model(run.folder, run.config)
     split = glue.tokenize(tradeoff.dev_split(run), tokenizer, run.config["max_length"])
+    by_length = glue.row_lengths(split).argsort(stable=True)
     rows = []
     for batch_size in (1, 32):
-        full, early, counted = tradeoff.clock(
-            model.to(device), split, tokenizer, make_rule(**setting), batch_size, device
-        )
+        loader = glue.loader(split, by_length.split(batch_size), tokenizer)
+        batches = [batch.to(device) for batch in loader]
+        full, early, counted = tradeoff.clock(model.to(device), batches, make_rule(**setting))
         rows.append({
-            **setting,
+            "rule": setting["rule"],
+            "threshold": setting.get("threshold"),
+            "patience": setting.get("patience"),
             "device": machine.device_name(device),
             "batch_size": batch_size,
-            "counted": round(counted, 4),
-            "clocked": round(full / early, 4),
-            "full_ms_per_sample": round(1000 * full / len(split), 4),
+            "counted": counted,
+            "clocked": full / early,
+            "full_ms_per_sample": 1000 * full / len(split),
         })
     table = pandas.DataFrame(rows)
-    print(table.iloc[:, 3:].to_string(index=False))
+    print(table.iloc[:, 3:].round(4).to_string(index=False))
     write_table(table, run.folder / "clock.csv")
 
 
-def write_table(table, path):
-    """A .csv, or else a .tsv.  Texts are quoted, so that any tab, quote or line end survives."""
+def write_table(table, path, texts=None):
+    """A .csv, or else a .tsv, with the columns of `texts` behind those of `table`.
+
+    Texts are quoted, so that any tab, quote or line end survives.
+    """
+    table = pandas.concat([table, texts], axis=1)
     separator = "," if path.suffix == ".csv" else "\t"
     with whole(path) as new:
         table.to_csv(new, sep=separator, index=False, quoting=csv.QUOTE_NONNUMERIC)

@@ -7,6 +7,7 @@
 Speed-up is counted, layers / mean exit layer; `clock` measures it.
 """
 
+import itertools
 import statistics
 import time
 
@@ -28,53 +29,39 @@ EXIT_RULES = {
 
 SPEEDS = (1.5, 2, 3)  # at which reports show a rule
 
+COLUMNS = ("rule", "threshold", "patience", "speedup", "mean_exit_layer", "score")
+
 
 # ------------------------------------------------------------------------------- a rule's setting
 
 
-def make_rule(rule, threshold=None, patience=None):
-    """A rule of exits.py with its setting filled in: logits (m, n, K) -> (n,) bool.
+def make_rule(rule, **numbers):
+    """A rule of exits.py with its numbers filled in: logits (m, n, K) -> (n,) bool.
 
-    Raises InputError for a setting that the rule does not have, lacks, or makes no sense of.
+    make_rule("pcee", threshold=0.3, patience=2); EXIT_RULES says which numbers a rule has.
     """
-    given = {"threshold": threshold, "patience": patience}
-    given = {name: value for name, value in given.items() if value is not None}
-    names = EXIT_RULES[rule]
-    if tuple(given) != names:
-        raise InputError(f"rule {rule} needs a {' and a '.join(names)}, and no other setting")
-    # A rule of your own may have a threshold of another scale.
-    is_share = rule in ("entropy", "confidence", "pcee")
-    if is_share and not 0 <= threshold <= 1:
-        raise InputError(f"the threshold of rule {rule} must be from 0 to 1, not {threshold}")
-    if "patience" in given:
-        given["patience"] = int(patience)  # torch takes no integers of numpy
-        if patience < 1:
-            raise InputError(f"the patience of rule {rule} must be 1 or more, not {patience}")
-    return lambda logits: getattr(exits, rule)(logits, *given.values())
+    if "patience" in numbers:
+        numbers["patience"] = int(numbers["patience"])  # torch takes no integers of numpy
+    values = [numbers[name] for name in EXIT_RULES[rule]]
+    return lambda logits: getattr(exits, rule)(logits, *values)
 
 
-def choose(run, rule, threshold=None, patience=None):
-    """{"rule", "threshold", "patience"}: the setting given, or else the one next above 2x on dev.
+def setting_at_2x(run, rule):
+    """{"rule": "pcee", "threshold": 0.3, "patience": 2}: a rule's setting next above 2x on dev.
 
-    run: a FinishedRun.  None where the rule has no such number.  Raises InputError.
+    run: a FinishedRun.  Raises InputError where no setting is that fast.
     """
-    setting = {"rule": rule, "threshold": threshold, "patience": patience}
-    if threshold is None and patience is None:
-        row = at_speedup(trade_off_of(run), rule, 2)
-        if row is None:
-            raise InputError(f"{run.folder}: {rule} never reaches 2x; choose another --rule "
-                             "(tools.predict takes a --threshold or --patience, too)")
-        setting = {name: None if pandas.isna(row[name]) else row[name] for name in setting}
-    make_rule(**setting)
-    return setting
+    row = at_speedup(trade_off_of(run), rule, 2)
+    if row is None:
+        raise InputError(f"{run.folder}: {rule} never reaches 2x; choose another --rule "
+                         "(tools.predict takes a --threshold or --patience, too)")
+    return row[["rule", *EXIT_RULES[rule]]].to_dict()
 
 
 def setting_text(setting):
     """'rule pcee, threshold 0.3125, patience 2'"""
-    words = [f"rule {setting['rule']}"]
-    for name in EXIT_RULES[setting["rule"]]:
-        words.append(f"{name} {setting[name]:.4g}")
-    return ", ".join(words)
+    numbers = [f"{name} {setting[name]:.4g}" for name in EXIT_RULES[setting["rule"]]]
+    return ", ".join([f"rule {setting['rule']}", *numbers])
 
 
 # ----------------------------------------------------------------------------------- the trade-off
@@ -93,19 +80,18 @@ def trade_off(logits, labels, layers, metric):
     depth = torch.tensor(layers)  # (M,)
     predictions = logits.argmax(dim=-1)  # (M, R)
     rows = []
-    for rule, threshold, patience in settings_to_try(logits):
-        index = exits.exit_indices(logits, make_rule(rule, threshold, patience))  # (R,)
+    for setting in settings_to_try(logits):
+        index = exits.exit_indices(logits, make_rule(**setting))  # (R,)
         answers = predictions.gather(0, index[None])[0]  # (R,)
         mean_exit_layer = depth[index].double().mean().item()
         rows.append({
-            "rule": rule,
-            "threshold": threshold,
-            "patience": patience,
+            **setting,
             "speedup": layers[-1] / mean_exit_layer,
             "mean_exit_layer": mean_exit_layer,
             "score": glue.METRICS[metric](answers, labels),
         })
-    return pandas.DataFrame(rows).astype({"threshold": "float64", "patience": "Int64"})
+    table = pandas.DataFrame(rows, columns=COLUMNS)
+    return table.astype({"threshold": "float64", "patience": "Int64"})
 
 
 def trade_off_of(run):
@@ -114,12 +100,12 @@ def trade_off_of(run):
 
 
 def settings_to_try(logits):
-    """(rule, threshold, patience), ..  No label is used.
+    """[{"rule": "entropy", "threshold": 0.1}, ..] for each rule.  No label is used.
 
     Thresholds are quantiles of what the exits say, so that they spread over all speeds.
     """
     M = len(logits)
-    early = logits[:-1] if M > 1 else logits  # nobody leaves *early* at the last exit
+    early = logits[:max(1, M - 1)]  # nobody leaves *early* at the last exit
     entropies = quantiles(exits.normalised_entropy(early))
     thresholds = {
         "entropy": entropies,
@@ -131,23 +117,21 @@ def settings_to_try(logits):
     widest = (early.amax() - early.amin()).item()
     steps = (torch.linspace(0, 1, 41) ** 2 * widest).tolist()
 
-    # More patience than this lets nobody leave before the last exit.
     settings = []
     for rule, names in EXIT_RULES.items():
-        patiences = [None]
-        if "patience" in names:
-            patiences = range(2, M) if "threshold" in names else range(1, max(2, M - 1))
-        of_rule = thresholds.get(rule, steps) if "threshold" in names else [None]
-        for patience in patiences:
-            settings += [(rule, threshold, patience) for threshold in of_rule]
+        grid = {"rule": [rule]}
+        if "patience" in names:  # more than this lets nobody leave before the last exit
+            grid["patience"] = range(2, M) if "threshold" in names else range(1, M - 1)
+        if "threshold" in names:
+            grid["threshold"] = thresholds.get(rule, steps)
+        settings += [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
     return settings
 
 
 def quantiles(values):
     """41 quantiles of a tensor, all different; rounding must not take them out of 0..1."""
     grid = torch.linspace(0, 1, 41, dtype=torch.float64)
-    found = values.double().flatten().quantile(grid).clamp(0, 1)
-    return sorted(set(found.tolist()))
+    return values.double().flatten().quantile(grid).clamp(0, 1).unique().tolist()
 
 
 def at_speedup(rows, rule, speed):
@@ -176,27 +160,19 @@ def dev_split(run):
     return split
 
 
-def clock(model, split, tokenizer, rule, batch_size, device, rounds=5):
-    """Early exit against the full model, on the same batches of a tokenised split.
+def clock(model, batches, rule, rounds=5):
+    """Early exit against the full model, on the same batches.
 
-    Returns the seconds of the full model, those of early exit, and the counted speed-up.  Batches
-    are sorted by length.  After a warm-up the median of `rounds`; both sides take turns, so that a
-    slow moment hits both.
+    Returns the seconds of the full model, those of early exit, and the counted speed-up.  After a
+    warm-up the median of `rounds`; both sides take turns, so that a slow moment hits both.
     """
-    numbers = glue.row_lengths(split).argsort(stable=True).split(batch_size)
-    batches = [batch.to(device) for batch in glue.loader(split, numbers, tokenizer)]
-    for batch in batches:
-        batch.pop("label")
-
-    # Each side once before the clock counts.
-    time_once(model, batches, None)
-    _, mean_exit_layer = time_once(model, batches, rule)
-
     full, early = [], []
-    for _ in tqdm(range(rounds), f"batch size {batch_size}", leave=False, disable=None):
+    for _ in tqdm(range(rounds + 1), "rounds", leave=False, disable=None):
         full.append(time_once(model, batches, None)[0])
-        early.append(time_once(model, batches, rule)[0])
-    return statistics.median(full), statistics.median(early), model.num_layers / mean_exit_layer
+        seconds, mean_exit_layer = time_once(model, batches, rule)
+        early.append(seconds)
+    speedup = model.num_layers / mean_exit_layer
+    return statistics.median(full[1:]), statistics.median(early[1:]), speedup
 
 
 def time_once(model, batches, rule):
