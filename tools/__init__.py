@@ -1,1 +1,1 @@
-"""Machinery that nobody reads beside the paper: run folders, processes, reports, their tests."""
+"""Machinery that nobody reads beside the paper: files, run folders, processes, reports."""
