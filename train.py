@@ -180,6 +180,10 @@ def check_options(args, p):
     largest = 1.0 if args.method == "scl" else math.inf  # scl mixes both losses
     if not 0 <= args.weight <= largest or math.isinf(args.weight):
         p.error(f"--weight must be a number from 0 (for scl 0 to 1), not {args.weight}")
+    if args.max_length < 8:
+        p.error(f"--max-length {args.max_length} leaves no room for texts beside special tokens")
+    if args.exits == "last" and METHODS[args.method][0] == "all":
+        p.error(f"--method {args.method} needs students: use --exits all")
     if args.task == "demo":
         for name in ("data", "model"):
             if getattr(args, name) != p.get_default(name):
@@ -448,9 +452,6 @@ def train_all(runs):
 
 def train_method(args, planned, device):
     """Train one method, seed after seed.  planned: [(seed, folder, state)] of run.plan."""
-    if all(state == "finished" for _, _, state in planned) and not args.predict:
-        return
-
     task, texts = glue.load_task(
         args.task, args.data, args.limit_train, args.holdout, with_test=args.predict
     )

@@ -277,7 +277,10 @@ def parse_args(argv):
     p.add_argument("--output", type=Path, metavar="FILE", help="a .png, .svg or .pdf (PICTURE.png)")
     p.add_argument("--rule", choices=EXIT_RULES, default="entropy",
                    help="tradeoff: the exit rule (%(default)s)")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    if args.output and args.output.suffix not in (".png", ".svg", ".pdf"):
+        p.error(f"--output {args.output} must end in .png, .svg or .pdf")
+    return args
 
 
 def main(argv=None):

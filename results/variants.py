@@ -308,11 +308,15 @@ def check(name, args):
     """InputError where the options leave nothing to change."""
     if name == "shared-pooler" and args.pooling != "cls":
         raise InputError("shared-pooler needs --pooling cls, which keeps the pooler")
-    if name == "conflict-groups" and args.method == "ce":
-        raise InputError("conflict-groups needs a second loss: another method than ce")
-    is_acl_cl = args.method == "acl-cl" and args.students_embed
-    if name == "label-embedding-anchors" and not is_acl_cl:
-        raise InputError(f"{name} is a change of --method acl-cl, whose students have an ACL-Embed")
+    if args.method == "ce" and name not in ("random-batches", "shared-pooler", "layer-wise"):
+        raise InputError(f"{name} needs a second loss: another method than ce")
+    of_acl_cl = ("own-teacher", "label-embedding-keys", "label-embedding-anchors")
+    if name in of_acl_cl and args.method != "acl-cl":
+        raise InputError(f"{name} is a change of --method acl-cl")
+    if name == "label-embedding-anchors" and not args.students_embed:
+        raise InputError(f"{name} needs students with an ACL-Embed of their own")
+    if name == "detached" and args.method in ("scl", "kd"):
+        raise InputError(f"detached needs an ACL-Embed, which {args.method} has not")
     has_gate = args.conflict != "none" and args.conflict_at == "parameters"
     if name in ("project", "weigh") and not has_gate:
         raise InputError(f"{name} is a gate at the parameters: add --conflict observe")

@@ -316,7 +316,7 @@ def test_bad_own_folders(files, words, tmp_path):
     ("../x", ".", "letters, digits, - and _ only"),
     ("rte", "./nowhere", "./nowhere: there is no such file or folder"),
     ("mine", "here/typo", "here/typo: there is no such file or folder"),
-    ("mine", "mine.cvs", "mine.cvs has no file train of your own"),
+    ("mine", "mine.cvs", "there is no mine.cvs here"),
     ("rte", ".", "there is no RTE/train.tsv (GLUE's download), and"),
     ("rte", ".", "can be read (FileNotFoundError: rte/train-00000-of-00001.parquet)"),
     ("rte", "a.csv", "data of your own need a --task of their own"),

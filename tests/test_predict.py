@@ -149,6 +149,8 @@ BAD = [  # file name, its bytes or None, options, words of the message
     ("new.csv", GOOD, "--threshold 0.5 --patience 2", "rule entropy needs a threshold, and no"),
     ("new.csv", GOOD, "--threshold nan", "a threshold is from 0 to 1"),
     ("new.csv", GOOD, "--rule patience --patience 0", "a patience 1 or more"),
+    ("new.csv", GOOD, "--output nowhere/a.csv", "nowhere/a.csv exists, or has no folder"),
+    ("-", None, "--output a.csv", "--output is for the answers to a FILE"),
 ]
 
 

@@ -188,7 +188,7 @@ def test_examples_say_what_the_exit_said(runs):
     names = run.config["labels"]
     table = pandas.read_csv(run.folder / "examples.tsv", sep="\t")
     assert len(table) == 10
-    for i, sample in enumerate(tradeoff.dev_split(run)):
+    for i, sample in enumerate(tradeoff.dev_split(run)[0]):
         p, k = run.logits[index[i], i].softmax(dim=-1).max(dim=-1)
         assert table.loc[i].to_dict() == {
             "exit_layer": index[i] + 1,
@@ -214,10 +214,18 @@ def test_the_clock_writes_what_it_measured(runs, capsys):
 # ----------------------------------------------------------------------------------- bad input
 
 
+def other_dev_texts(run):
+    """One word of a dev sample is another, its label is the same; the data of other runs stay."""
+    copy = shutil.copytree(read_run(run).config["data"], run.parent / "other data")
+    text = (copy / "dev.csv").read_text()
+    (copy / "dev.csv").write_text(text.replace("anna", "clara", 1))
+    change_json(run / "config.json", data=str(copy))
+
+
 @pytest.mark.parametrize("change, options, words", [
     (shutil.rmtree, [], "no finished run"),
     (lambda run: shutil.rmtree(run / "model"), ["--clock"], "model: there is no such"),
-    (lambda run: change_json(run / "config.json", holdout=9), ["--examples"], "have changed"),
+    (other_dev_texts, ["--examples"], "have changed"),
 ])
 def test_bad_input_is_one_line_and_nothing_is_written(change, options, words, runs, capsys):
     run = runs["first"]

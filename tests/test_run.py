@@ -158,8 +158,8 @@ def test_a_finished_run_is_shown_again(acl_cl, undisturbed, tmp_path, capsys):
     before = contents(folder)
     options = [*acl_cl, "--output", tmp_path]
     for more in ([], ["--resume", "--save-steps", "2"]):
-        status, out, error = answer(capsys, train.main, *options, *more)
-        assert (status, error) == (0, "")
+        status, out, _ = answer(capsys, train.main, *options, *more)
+        assert status == 0
         assert f"{folder}: accuracy {before['result.json']['score']:.2f} (majority" in out
         assert "finished before" in out and "epoch" not in out
         words = f"{folder} was made with another lr: "
@@ -231,6 +231,8 @@ def test_data_elsewhere_and_data_exchanged(acl_cl, undisturbed, tmp_path, capsys
     (data / "train.csv").write_text(texts)
     assert call(train.main, *options, "--predict") == 0
     assert contents(folder) == contents(undisturbed)
+    (data / "train.csv").write_text(texts.replace("anna", "clara", 1))
+    check_refused("another data_fingerprint", capsys, *options)
 
 
 # ---------------------------------------------------------------------- stops and resumes

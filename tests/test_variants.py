@@ -215,9 +215,10 @@ def test_groups_change_nothing_and_a_killed_run_goes_on(plain, monkeypatch):
 @pytest.mark.parametrize("words, error", [
     ("row-anchors --method scl", "first argument"),
     ("shared-pooler --method scl", "--pooling cls"),
-    ("conflict-groups --method ce", "second loss"),
-    ("label-embedding-anchors --method scl", "acl-cl"),
-    ("label-embedding-anchors --method acl-cl --no-students-embed", "acl-cl"),
+    ("nt-xent --method ce", "second loss"),
+    ("own-teacher --method acl-grad", "acl-cl"),
+    ("label-embedding-anchors --method acl-cl --no-students-embed", "students with"),
+    ("detached --method scl", "ACL-Embed, which scl has not"),
     ("project --method scl --conflict discard --conflict-at features", "--conflict observe"),
 ])
 def test_bad_input(words, error, tmp_path, capsys):

@@ -101,15 +101,18 @@ def read_own(name, data, with_test):
     """
     if not re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_-]*", name):
         raise InputError(f"--task {name!r}: a name of your own has letters, digits, - and _ only")
-    files = own_files(Path(data)) if is_here("--data", data) else {}
+    if not is_here("--data", data):
+        raise InputError(f"--task {name} is none of GLUE's (--help names them), and your own needs "
+                         f"--data, a file or folder: there is no {data} here")
+    files = own_files(Path(data))
     tables = {}
     for split in ["train", "dev", "test"] if with_test else ["train", "dev"]:
         if split in files:
             table = read_table(files[split])
             tables[split] = table.where(table.map(has_text))  # a blank cell is missing
         elif split != "dev":
-            raise InputError(f"--task {name} is none of GLUE's (--help names them), and --data "
-                             f"{data} has no file {split} of your own ({', '.join(KINDS)})")
+            raise InputError(f"--data {data} has no file {split} of your own "
+                             f"({', '.join(KINDS)})")
     texts = choose_texts(files["train"], tables["train"])
     classes = choose_classes(files["train"], tables["train"])
     say(f"{name}: texts from {' and '.join(texts)}; {len(classes)} classes: "
@@ -257,7 +260,8 @@ def read_rows(lines, header=None, columns=None, **options):
     kept = []
     for row in rows:
         if len(row) > len(header):
-            raise ValueError(f"line {rows.line_num} has {len(row)} cells, the header {len(header)}")
+            raise ValueError(f"line {rows.line_num} has {len(row)} cells, the header {len(header)}; "
+                             "a cell that holds the separator must be in quotes")
         cells = dict(zip(header, row))
         kept.append([cells.get(name) for name in columns or header])
     return pandas.DataFrame(kept, columns=columns or header)

@@ -36,11 +36,12 @@ def dropout_of(config):
 
 def parse_exits(exits, num_layers):
     """"all", "last", "3,6,12" or numbers -> sorted list of layer numbers.  Raises InputError."""
+    numbers = exits
     if isinstance(exits, str):
         names = {"all": range(1, num_layers + 1), "last": [num_layers]}
-        exits = names.get(exits, exits.split(","))
+        numbers = names.get(exits, exits.split(","))
     try:
-        layers = sorted({int(str(number)) for number in exits})  # int(2.5) alone would be 2
+        layers = sorted({int(str(number)) for number in numbers})  # int(2.5) alone would be 2
     except (TypeError, ValueError):
         layers = []
     if not layers or layers[0] < 1 or layers[-1] != num_layers:

@@ -27,7 +27,8 @@ def reading(path):
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
     except Exception as error:  # the libraries' errors for a torn file have many classes
-        raise InputError(f"cannot read {path}: {reason(error)}") from error
+        advice = "; save it as UTF-8" if isinstance(error, UnicodeError) else ""
+        raise InputError(f"cannot read {path}: {reason(error)}{advice}") from error
 
 
 def reason(error):
@@ -47,7 +48,7 @@ def one_line_errors(program):
         line, status = "interrupted", 130
     except BrokenPipeError:  # the reader has gone, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        sys.exit(1)
     except (FloatingPointError, OSError) as error:  # NaN; a full disk, a folder without rights
         line, status = error, 1
     except (MemoryError, RuntimeError) as error:
@@ -74,14 +75,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, line if is_first else None)
 
     def hint(self, message):
-        """For an unknown option the one whose help speaks of it (--tau), or of a similar name."""
+        """The option that an unknown one begins, or whose help names it (--tau), or is similar."""
         unknown = re.search("unrecognized arguments: (--[a-z-]+)", message)
         if unknown is None:
             return ""
         options = self._option_string_actions
-        similar = [name for name, action in options.items()
-                   if unknown[1][2:] in (action.help or "").split()]
-        similar += difflib.get_close_matches(unknown[1], options, n=1)
+        similar = [name for name, action in options.items() if name.startswith(unknown[1])
+                   or unknown[1][2:] in (action.help or "").split()]
+        similar += difflib.get_close_matches(unknown[1], options, n=1, cutoff=0.75)
         return f", did you mean {similar[0]}?" if similar else ""
 
 

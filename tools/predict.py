@@ -119,8 +119,8 @@ def setting_of(args, finished):
 def answer_file(run, rule, path, output):
     """A row of answers for each row of the file, and a summary."""
     output = Path(output or path.with_name(f"{path.stem}_predictions.tsv"))
-    if output.exists():
-        raise InputError(f"{output} exists; remove it or choose another --output")
+    if output.exists() or not output.parent.is_dir():
+        raise InputError(f"{output} exists, or has no folder; choose another --output")
     texts = read_texts(path, run.finished.config["text_columns"])
     predictions = predict(run, texts, rule)
     table = pandas.DataFrame(predictions).rename(columns={"label": "prediction"})
@@ -174,8 +174,11 @@ def parse_args(argv):
     add("--rule", choices=tradeoff.EXIT_RULES, help="who leaves when (nobody leaves early)")
     add("--threshold", type=float, help="of the rule (the setting next above 2x on dev)")
     add("--patience", type=int, help="of the rule, 1 or more exits")
-    add("--output", metavar="FILE", help="a .csv, or a .tsv (FILE_predictions.tsv)")
-    return p.parse_args(argv)
+    add("--output", metavar="FILE", help="a .csv, or else tab-separated (FILE_predictions.tsv)")
+    args = p.parse_args(argv)
+    if args.file == "-" and args.output:
+        p.error("--output is for the answers to a FILE; those to lines go to the screen, or > FILE")
+    return args
 
 
 def main(argv=None):

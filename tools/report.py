@@ -223,7 +223,7 @@ def print_histogram(run):
 
 def write_examples(run, setting):
     """examples.tsv: where each dev sample left, how sure the exit was, what it said, what is so."""
-    texts = tradeoff.dev_split(run).remove_columns("label").to_pandas()
+    texts, _ = tradeoff.dev_split(run)
     index = exits.exit_indices(run.logits, make_rule(**setting))  # (R,)
     answers = run.logits[index, torch.arange(len(index))]  # (R, K)
     confidences, classes = answers.softmax(dim=-1).max(dim=-1)
@@ -234,6 +234,7 @@ def write_examples(run, setting):
         "prediction": [names[k] for k in classes],
         "label": [names[k] for k in run.labels],
     })
+    texts = texts.remove_columns("label").to_pandas()
     write_table(table, run.folder / "examples.tsv", texts)
 
 
@@ -241,7 +242,7 @@ def write_clock(run, setting, device):
     """clock.csv: the speed-up counted and by the clock, at batch size 1 and 32."""
     machine.pick_threads(run.config["task"])
     model, tokenizer = models.load_model(run.folder, run.config)
-    split = glue.tokenize(tradeoff.dev_split(run), tokenizer, run.config["max_length"])
+    _, split = tradeoff.dev_split(run)
     by_length = glue.row_lengths(split).argsort(stable=True)
     rows = []
     for batch_size in (1, 32):

@@ -14,9 +14,11 @@ import time
 import pandas
 import torch
 from tqdm import tqdm
+from transformers import AutoTokenizer
 
 import exits
 import glue
+from tools import data
 from tools.errors import InputError
 
 # The rules of exits.py and their settings.  A rule of your own is a function there, a line here.
@@ -53,8 +55,8 @@ def setting_at_2x(run, rule):
     """
     row = at_speedup(trade_off_of(run), rule, 2)
     if row is None:
-        raise InputError(f"{run.folder}: {rule} never reaches 2x; choose another --rule "
-                         "(tools.predict takes a --threshold or --patience, too)")
+        raise InputError(f"{run.folder}: {rule} never reaches 2x; choose another --rule, train with "
+                         "--exits all, or give tools.predict a --threshold or --patience")
     return row[["rule", *EXIT_RULES[rule]]].to_dict()
 
 
@@ -148,16 +150,21 @@ def at_speedup(rows, rule, speed):
 
 
 def dev_split(run):
-    """The dev split of a FinishedRun, as text.  InputError where it is no longer what it was."""
+    """The dev split of a FinishedRun, as texts and as tokens.
+
+    Raises InputError where it is no longer what it was.
+    """
     config = run.config
     _, splits = glue.load_task(
         config["task"], config["data"], config["limit_train"], config["holdout"]
     )
-    split = splits[next(iter(run.result["dev"]))]
-    if split["label"][:] != run.labels.tolist():
-        raise InputError(f"{run.folder}: its dev labels are not those of {config['data']}; the "
-                         "data have changed")
-    return split
+    name = next(iter(run.result["dev"]))
+    tokenizer = AutoTokenizer.from_pretrained(run.folder / "model")
+    tokens = glue.tokenize(splits[name], tokenizer, config["max_length"])
+    if data.fingerprint(tokens) != config["data_fingerprint"][name]:
+        raise InputError(f"{run.folder}: its dev samples are not those of {config['data']}; the data "
+                         "have changed")
+    return splits[name], tokens
 
 
 def clock(model, batches, rule, rounds=5):
