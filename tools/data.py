@@ -260,8 +260,8 @@ def read_rows(lines, header=None, columns=None, **options):
     kept = []
     for row in rows:
         if len(row) > len(header):
-            raise ValueError(f"line {rows.line_num} has {len(row)} cells, the header {len(header)}; "
-                             "a cell that holds the separator must be in quotes")
+            raise ValueError(f"line {rows.line_num} has {len(row)} cells, the header "
+                             f"{len(header)}; a cell that holds the separator must be in quotes")
         cells = dict(zip(header, row))
         kept.append([cells.get(name) for name in columns or header])
     return pandas.DataFrame(kept, columns=columns or header)

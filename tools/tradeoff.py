@@ -55,8 +55,8 @@ def setting_at_2x(run, rule):
     """
     row = at_speedup(trade_off_of(run), rule, 2)
     if row is None:
-        raise InputError(f"{run.folder}: {rule} never reaches 2x; choose another --rule, train with "
-                         "--exits all, or give tools.predict a --threshold or --patience")
+        raise InputError(f"{run.folder}: {rule} never reaches 2x; choose another --rule, train "
+                         "with --exits all, or give tools.predict a --threshold or --patience")
     return row[["rule", *EXIT_RULES[rule]]].to_dict()
 
 
@@ -162,8 +162,8 @@ def dev_split(run):
     tokenizer = AutoTokenizer.from_pretrained(run.folder / "model")
     tokens = glue.tokenize(splits[name], tokenizer, config["max_length"])
     if data.fingerprint(tokens) != config["data_fingerprint"][name]:
-        raise InputError(f"{run.folder}: its dev samples are not those of {config['data']}; the data "
-                         "have changed")
+        raise InputError(f"{run.folder}: its dev samples are not those of {config['data']}; the "
+                         "data have changed")
     return splits[name], tokens
 
 
