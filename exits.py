@@ -2,8 +2,8 @@
 
     tokens -> embeddings -> layer 1 -> layer 2 -> ... -> layer 12
                               |          |                 |
-                            h^1        h^2               h^12      representation: the pooler's
-                              |          |                 |       [CLS], or the mean of tokens
+                            h^1        h^2               h^12      representation: the mean of
+                              |          |                 |       tokens, or the pooler's [CLS]
                               |          |                 |
                          classifier 1 classifier 2 ... classifier 12     its weight's rows: the
                               |          |                 |             label embeddings l_k^m
@@ -29,11 +29,11 @@ class MultiExitBert(nn.Module):
     """An encoder with a classifier on the representation of each chosen layer.
 
     encoder: what AutoModel returns.  exit_layers: numbers from 1, "all" or "last"; the last layer
-    must be among them, since it answers all that are left.  pooling: "cls", the encoder's pooler
-    (dense + tanh on the first token), or "mean" of the tokens.  Raises InputError or ValueError.
+    must be among them, since it answers all that are left.  pooling: "mean" of the tokens, or
+    "cls", the encoder's pooler (dense + tanh on the first token).  Raises InputError or ValueError.
     """
 
-    def __init__(self, encoder, num_labels, exit_layers="all", pooling="cls"):
+    def __init__(self, encoder, num_labels, exit_layers="all", pooling="mean"):
         super().__init__()
         if pooling not in ("cls", "mean"):
             raise ValueError(f"pooling must be cls or mean, not {pooling!r}")

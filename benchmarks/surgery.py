@@ -107,7 +107,7 @@ def model_and_batch(shape, exits, size, device):
     """A model with random weights, and a batch of random tokens and both classes in turn."""
     torch.manual_seed(0)
     config = BertConfig(**SHAPES[shape])
-    model = MultiExitBert(BertModel(config), 2, exits).to(device).train()
+    model = MultiExitBert(BertModel(config), 2, exits, "cls").to(device).train()
     tokens = torch.randint(config.vocab_size, (size, 64), device=device)
     labels = torch.arange(size, device=device) % 2
     return model, {"input_ids": tokens, "label": labels}

@@ -306,7 +306,7 @@ def train(run, args):
         options = options[2:]
     command += ["--task", run.task, "--method", run.method, "--seeds", str(run.seed)]
     if run.task != "demo":  # it makes its own data and model
-        command += ["--data", "data", "--model", "minilm", "--pooling", "mean"]
+        command += ["--data", "data", "--model", "minilm"]
     command += [*options, "--output", runs / run.folder, "--resume"]
 
     # glibc gives every large tensor back to the system and asks for it again; keeping the memory

@@ -111,8 +111,8 @@ def write_model(folder, lost):
 def test_a_missing_pooler_is_new_and_learns_like_a_head(lost, heads, tmp_path):
     """A head has a weight and a bias, and there are three classifiers."""
     encoder, _ = models.load_encoder(write_model(tmp_path, lost))
-    assert len(exits.MultiExitBert(encoder, 2).head_parameters()) == heads
-    assert len(exits.MultiExitBert(encoder, 2, pooling="mean").head_parameters()) == 6
+    assert len(exits.MultiExitBert(encoder, 2, pooling="cls").head_parameters()) == heads
+    assert len(exits.MultiExitBert(encoder, 2).head_parameters()) == 6
 
 
 def test_models_that_cannot_be_used(tmp_path, capsys):

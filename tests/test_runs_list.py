@@ -138,11 +138,11 @@ def test_missing_runs_are_trained_and_packed(commands, tmp_path, monkeypatch, ca
     argv = ["ablate", "few", "--only", "(ablate/none_center|few) sst2 acl-cl"]
     for _ in range(2):
         assert answer(capsys, run.main, *argv)[0] == 0
-    common = "--task sst2 --method acl-cl --seeds 1 --data data --model minilm --pooling mean"
+    common = "--task sst2 --method acl-cl --seeds 1 --data data --model minilm"
     (changed, threads), (plain, _) = sorted(commands)
     assert changed[:2] == [str(run.ROOT / "results" / "variants.py"), "center"]
-    assert changed[2:14] == common.split() and threads == "1"
-    assert plain[:13] == [str(run.ROOT / "train.py"), *common.split()]
+    assert changed[2:12] == common.split() and threads == "1"
+    assert plain[:11] == [str(run.ROOT / "train.py"), *common.split()]
     assert plain[-3:] == ["--output", "runs/few", "--resume"]
     assert packed.names(packed.FOLDER) == {"few/sst2_acl-cl_1", "ablate/none_center/sst2_acl-cl_1"}
     assert not list(tmp_path.rglob("model.safetensors"))

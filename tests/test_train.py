@@ -83,13 +83,12 @@ def test_wrong_options(words, said, task, tmp_path, capsys, monkeypatch):
 
 NAMES = "exits pooling weight temperature conflict epochs batch_size lr head_lr".split()
 DEFAULTS = {
-    "rte ce": "last cls 0.1 0.5 none 8 32 5e-05 0.001",
-    "cola scl": "last cls 0.1 0.5 none 5 32 2e-05 0.0004",
-    "wnli acl-grad": "last cls 0.1 0.5 discard 5 32 2e-05 0.0004",
-    "mine acl-cl": "all cls 0.1 0.5 discard 3 32 2e-05 0.0004",
-    "mrpc kd": "all cls 0.5 2.0 none 5 32 2e-05 0.0004",
+    "rte ce": "last mean 0.5 0.5 none 4 32 0.0001 0.002",
+    "cola scl": "last mean 0.5 0.5 none 3 32 0.0001 0.002",
+    "mine acl-cl": "all mean 0.5 0.5 discard 3 32 0.0001 0.002",
+    "mrpc kd": "all mean 0.5 1.0 none 3 32 0.0001 0.002",
     "demo acl-grad": "last mean 0.01 0.05 discard 7 64 0.001 0.001",
-    "demo kd": "all mean 0.5 2.0 none 7 64 0.001 0.001",
+    "demo kd": "all mean 0.5 1.0 none 7 64 0.001 0.001",
 }
 
 

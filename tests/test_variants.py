@@ -208,7 +208,7 @@ def test_groups_change_nothing_and_a_killed_run_goes_on(plain, monkeypatch):
     assert train_with(folder, variants.main, "conflict-groups", "--resume") == 0
     assert read(folder, "steps.csv").equals(read(plain, "steps.csv"))
     groups = read(folder, "groups.csv")
-    assert groups.step.tolist() == [step for step in range(1, 9) for _ in range(5)]
+    assert groups.step.tolist() == [step for step in range(1, 9) for _ in range(4)]
     assert groups.cosine.abs().max() <= 1
 
 
