@@ -54,7 +54,7 @@ EXAMPLES = """
 examples:
   python train.py --task demo --method acl-cl
   python train.py --task rte --method ce scl acl-grad acl-cl --exits all --seeds 1 2 3
-  python train.py --task mine --method acl-cl --data mine.csv --model FOLDER --pooling mean
+  python train.py --task mine --method acl-cl --data mine.csv --model FOLDER
 """
 
 

@@ -98,7 +98,7 @@ def demo_encoder():
         attention_probs_dropout_prob=0.0,
     )
     encoder = BertModel(config)
-    encoder.pooler_is_new = True  # for --pooling cls; the demo's default is mean
+    encoder.pooler_is_new = True  # for --pooling cls
 
     with torch.no_grad():
         # At the start a token is mostly its word, and less where it stands.
