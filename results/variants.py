@@ -13,7 +13,6 @@ import re
 import sys
 from pathlib import Path
 
-import pandas
 import torch
 import torch.nn.functional as F
 
@@ -24,7 +23,7 @@ import exits
 import glue
 import grad_surgery
 import train
-from tools import encoders, processes
+from tools import encoders
 from tools.errors import InputError, one_line_errors
 from tools.run import Run
 
@@ -270,9 +269,7 @@ def losses_and_groups(args, model, h, logits, labels):
 
 def log_exits_and_groups(run, rows):
     LOG_EXITS(run, rows)
-    if processes.is_first():
-        groups = pandas.DataFrame(run.logs["groups.csv"])
-        groups.to_csv(run.folder / "groups.csv", index=False, float_format="%.4f", na_rep="nan")
+    run.write_log("groups.csv")
 
 
 # ------------------------------------------------------------------------------ the command

@@ -261,9 +261,13 @@ class Run:
     def log_exits(self, rows):
         """After an epoch: a dict for each exit and dev split."""
         self.logs["exits.csv"] += rows
+        self.write_log("exits.csv")
+
+    def write_log(self, name):
+        """A log as a whole file, which replaces that of the last epoch."""
         if processes.is_first():
-            table = pandas.DataFrame(self.logs["exits.csv"])
-            with whole(self.folder / "exits.csv") as new:
+            table = pandas.DataFrame(self.logs[name])
+            with whole(self.folder / name) as new:
                 table.to_csv(new, index=False, float_format="%.4f", na_rep="nan")
 
     def save(self, model, optimizer, schedule, step):
