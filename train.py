@@ -146,7 +146,8 @@ def epilog():
 def fill_defaults(args):
     """Fill in the defaults that depend on the task or the method, all in one place.
 
-    They were chosen on held-out parts of train (results/README.md).
+    Those of the losses and the rates come from held-out parts of train (results/README.md); the
+    demo's are made to show conflicts.
     """
     is_demo = args.task == "demo"
     weight, temperature = 0.5, 0.5
@@ -457,7 +458,8 @@ def train_method(args, planned, device):
     )
     tokens = None  # of all splits, for every seed
     for seed, folder, state in planned:
-        model, tokenizer = models.build_model(args, seed, len(task.labels), device)
+        if state != "finished" or tokens is None:
+            model, tokenizer = models.build_model(args, seed, len(task.labels), device)
         if tokens is None:
             tokens = {name: glue.tokenize(split, tokenizer, args.max_length)
                       for name, split in texts.items()}

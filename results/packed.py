@@ -80,7 +80,11 @@ def pack(run_folder, name, folder=FOLDER):
         for column in ("exit_layers", "exit_scores"):
             row[column] = [" ".join(map(str, numbers)) for numbers in row[column]]
         path = folder / "runs.csv"
-        row.to_csv(path, mode="a", header=not path.exists(), index=False)
+        if path.exists():
+            # What is there stays as it is, letter for letter.
+            row = pandas.concat([pandas.read_csv(path, dtype=str, na_filter=False), row])
+        with whole(path) as new:
+            row.to_csv(new, index=False)
 
 
 def frames_of(run_folder, name):

@@ -64,7 +64,8 @@ METHODS = "ce acl-cl kd scl acl-grad"
 TASKS = "rte mrpc cola sst2"
 OTHERS = "mrpc cola sst2"  # on whose slices settings and changes were chosen
 
-# What stands for {name} in the options below, by task, method, seed or setting.
+# What stands for {name} in the options below, by task, method, seed or setting: the options of all
+# that a run has, one after the other.
 LR = {"rte": "--lr 1e-4", "mrpc": "--lr 2e-4", "cola": "--lr 2e-4", "sst2": "--lr 2e-4"}
 HALF = "--weight 0.5 --temperature 0.5"
 COLD = "--weight 0.5 --temperature 0.1"

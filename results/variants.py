@@ -199,6 +199,8 @@ def project(ce_loss, acl_loss, parameters, weight, drop=True):
     """In a conflict g_ACL loses its part along g_CE (PCGrad, arXiv 2001.06782).
 
         g = g_CE + lambda (g_ACL - <g_ACL, g_CE> / |g_CE|^2 g_CE)
+
+    Here and in weigh a gradient that is not finite stops the run.
     """
     g_ce, g_acl = side_by_side(gradients(ce_loss, acl_loss, parameters).values())
     cosine = F.cosine_similarity(g_ce, g_acl, dim=0).item()

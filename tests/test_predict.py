@@ -12,6 +12,7 @@ from transformers import BertTokenizer, DistilBertConfig, DistilBertModel
 import exits
 from tests import small
 from tools import predict, tradeoff
+from tools.report import write_table
 from tools.run import read_run
 
 
@@ -147,8 +148,8 @@ BAD = [  # file name, its bytes or None, options, words of the message
     ("new.csv", GOOD, "--rule patience --threshold 1", "needs a patience, and no other"),
     ("new.csv", GOOD, "--rule pcee --patience 2", "needs a threshold and a patience"),
     ("new.csv", GOOD, "--threshold 0.5 --patience 2", "rule entropy needs a threshold, and no"),
-    ("new.csv", GOOD, "--threshold nan", "a threshold is from 0 to 1"),
-    ("new.csv", GOOD, "--rule patience --patience 0", "a patience 1 or more"),
+    ("new.csv", GOOD, "--threshold nan", "must be from 0 to 1, not nan"),
+    ("new.csv", GOOD, "--rule patience --patience 0", "must be 1 or more, not 0"),
     ("new.csv", GOOD, "--output nowhere/a.csv", "nowhere/a.csv exists, or has no folder"),
     ("-", None, "--output a.csv", "--output is for the answers to a FILE"),
 ]
@@ -192,3 +193,11 @@ def test_bad_standard_input_is_one_line(run, capsys, monkeypatch):
     for stdin, words in {None: "is closed", latin1: "cannot read standard input: Unicode"}.items():
         monkeypatch.setattr(sys, "stdin", stdin)
         assert words in refused(capsys, run, "-")
+
+
+def test_a_text_column_of_a_taken_name(tmp_path):
+    """The answers stand in front, under names that no text column shares."""
+    answers_table = pandas.DataFrame({"prediction": ["good"], "confidence": [0.5]})
+    write_table(answers_table, tmp_path / "out.csv", pandas.DataFrame({"prediction": ["a text"]}))
+    written = pandas.read_csv(tmp_path / "out.csv")
+    assert list(written) == ["prediction", "confidence", "prediction_text"]

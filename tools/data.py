@@ -67,9 +67,10 @@ def read_download(task, path):
     """A file of GLUE's download -> table with the hub's names of the columns."""
     hub_columns = dict(zip(task.tsv_columns, task.text_columns)) | {task.tsv_label: "label"}
     header = COLA_COLUMNS if task.name == "cola" and path.name != "test.tsv" else None
+    columns = [name for name in hub_columns if name != task.tsv_label or path.name[:4] != "test"]
     options = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}  # quotes are plain characters
-    with reading(path), open(path, encoding="utf-8-sig", newline="\n") as lines:
-        table = read_rows(lines, header, list(hub_columns), **options).rename(columns=hub_columns)
+    with reading(path), open(path, encoding="utf-8-sig", newline="") as lines:
+        table = read_rows(lines, header, columns, **options).rename(columns=hub_columns)
     if task.name == "qqp" and path.name == "train.tsv":
         # A known fault of the download.
         is_short = table.isna().any(axis=1)
@@ -154,7 +155,9 @@ def choose_texts(path, table):
 
 def choose_classes(path, table):
     """The classes of train, K strings in order: as numbers where all of them are numbers."""
-    classes = sorted(set(table["label"].dropna().map(class_name)))
+    labels = table["label"]
+    check(path, labels, labels.notna(), "is missing or no text")
+    classes = sorted(set(labels.map(class_name)))
     with contextlib.suppress(ValueError):
         classes = sorted(classes, key=float)
     if not 2 <= len(classes) <= MOST_CLASSES:
@@ -257,14 +260,17 @@ def read_rows(lines, header=None, columns=None, **options):
     """
     rows = csv.reader(lines, strict=True, **options)
     header = header or next(rows, [])
+    columns = columns or header
+    if not set(columns) <= set(header):
+        raise ValueError(f"the header must have {', '.join(columns)}; it has {', '.join(header)}")
     kept = []
     for row in rows:
         if len(row) > len(header):
             raise ValueError(f"line {rows.line_num} has {len(row)} cells, the header "
                              f"{len(header)}; a cell that holds the separator must be in quotes")
         cells = dict(zip(header, row))
-        kept.append([cells.get(name) for name in columns or header])
-    return pandas.DataFrame(kept, columns=columns or header)
+        kept.append([cells.get(name) for name in columns])
+    return pandas.DataFrame(kept, columns=columns)
 
 
 def read_json(path):

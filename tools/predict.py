@@ -87,8 +87,10 @@ def predict(run, texts, rule=None, batch_size=32):
 
 def answer(args):
     """Write the answers to a file's rows, or print those to the lines of standard input."""
+    finished = read_run(args.run)
+    setting = setting_of(args, finished)
+    machine.pick_threads(finished.config["task"])
     run = load(args.run)
-    setting = setting_of(args, run.finished)
     rule = None  # the full model answers
     if setting:
         print(tradeoff.setting_text(setting), file=sys.stderr)
@@ -107,12 +109,14 @@ def setting_of(args, finished):
         return tradeoff.setting_at_2x(finished, args.rule) if args.rule else {}
     rule = args.rule or "entropy"
     names = tradeoff.EXIT_RULES[rule]
-    if tuple(numbers) != names:
+    if set(numbers) != set(names):
         raise InputError(f"rule {rule} needs a {' and a '.join(names)}, and no other setting")
     # A rule of your own may have a threshold of another scale.
     is_share = rule in ("entropy", "confidence", "pcee")
-    if is_share and not 0 <= args.threshold <= 1 or numbers.get("patience", 1) < 1:
-        raise InputError(f"rule {rule}: a threshold is from 0 to 1, a patience 1 or more")
+    if is_share and not 0 <= args.threshold <= 1:
+        raise InputError(f"the threshold of rule {rule} must be from 0 to 1, not {args.threshold}")
+    if numbers.get("patience", 1) < 1:
+        raise InputError(f"the patience of rule {rule} must be 1 or more, not {args.patience}")
     return {"rule": rule, **numbers}
 
 

@@ -40,7 +40,7 @@ def say(text, file=None):
 
 
 def from_first(function):
-    """function() of the first process, for all of them: its value, or the error it raised.
+    """function() of the first process, for all of them: its value, or raised, its error.
 
     What is read from a folder that the first process writes to must be read once, or two
     processes act on two views of it.

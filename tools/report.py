@@ -267,9 +267,11 @@ def write_clock(run, setting, device):
 def write_table(table, path, texts=None):
     """A .csv, or else a .tsv, with the columns of `texts` behind those of `table`.
 
-    Texts are quoted, so that any tab, quote or line end survives.
+    A text column whose name is taken gets _text behind it.  Texts are quoted, so that any tab,
+    quote or line end survives.
     """
-    table = pandas.concat([table, texts], axis=1)
+    if texts is not None:
+        table = table.merge(texts, left_index=True, right_index=True, suffixes=("", "_text"))
     separator = "," if path.suffix == ".csv" else "\t"
     with whole(path) as new:
         table.to_csv(new, sep=separator, index=False, quoting=csv.QUOTE_NONNUMERIC)

@@ -21,7 +21,8 @@ import glue
 from tools import data
 from tools.errors import InputError
 
-# The rules of exits.py and their settings.  A rule of your own is a function there, a line here.
+# The rules of exits.py and their settings, which are called threshold and patience here.  A rule
+# of your own is a function there, a line here.
 EXIT_RULES = {
     "entropy": ("threshold",),
     "confidence": ("threshold",),
@@ -121,6 +122,7 @@ def settings_to_try(logits):
 
     settings = []
     for rule, names in EXIT_RULES.items():
+        # {"rule": ["pcee"], "patience": [2, 3], "threshold": [0.1, ..]}
         grid = {"rule": [rule]}
         if "patience" in names:  # more than this lets nobody leave before the last exit
             grid["patience"] = range(2, M) if "threshold" in names else range(1, M - 1)
