@@ -81,8 +81,8 @@ def parse_args(argv=None):
         help="h: the mean of the tokens, or the pooler's [CLS] (%(default)s)")
 
     add = p.add_argument_group("the method").add_argument
-    add("--weight", type=float, help="lambda of the second loss (0.5; demo: 0.01)")
-    add("--temperature", type=float, help="tau of the second loss (0.5; kd: 1; demo: 0.05)")
+    add("--weight", type=float, help="lambda of the second loss (0.5; demo: 0.01, its kd: 0.5)")
+    add("--temperature", type=float, help="tau of the second loss (0.5; demo: 0.05; kd: 1)")
     add("--conflict", choices=GATES,
         help="gate, see below (discard for acl-grad and acl-cl; else none)")
     add("--conflict-at", choices=("parameters", "features"), default="parameters",

@@ -135,6 +135,9 @@ ROWS = [
     ("tune/lr4e-4", "ce", OTHERS, "--exits all {slice} {named}"),
     ("tune/lr5e-5 tune/lr1e-4 tune/lr2e-4", "ce", TASKS, "--exits all {slice} {named}"),
 
+    # The pooler of [CLS] against the mean of the tokens, which all others have.
+    ("tune/cls_lr1e-4", "ce", "rte mrpc", "--exits all --pooling cls {slice} --lr 1e-4"),
+
     # Weight and temperature at one rate, then what was best at the other.
     ("tune/weight0.1_temperature0.5 tune/weight0.5_temperature0.5 tune/weight0.5_temperature0.1",
      "scl acl-cl acl-grad", OTHERS, "--exits all {slice} --lr 1e-4 {named}"),
