@@ -160,9 +160,9 @@ ROWS = [
     ("pilot_temperature0.1", "scl acl-embed", "rte",
      "--change conflict-groups --conflict observe --exits last {epochs} {lr} --weight 0.5 "
      "--temperature 0.1"),
-    ("multi_random-batches", "ce scl acl-grad acl-cl", "rte mrpc",
+    ("multi_random-batches", "ce scl acl-grad acl-cl", TASKS,
      "--change random-batches --exits all {epochs} {lr} {sample} {tuned}"),
-    ("multi_batch64", "ce scl acl-grad acl-cl", "mrpc rte",
+    ("multi_batch64", "ce scl acl-grad acl-cl", "rte mrpc",
      "--exits all {epochs} {lr} {sample} {tuned} --batch-size 64"),
     ("first_defaults/cls first_defaults/mean", "ce acl-cl", "mrpc rte", "--exits all {first}"),
 
