@@ -63,11 +63,13 @@ def measure(run, what):
 
 
 def tasks_of(block, task):
-    """[task], or for the task "all" those of a block over which its means go."""
+    """[task], or for the task "all" those on which each of a block's methods was trained."""
     if task != "all":
         return [task]
-    tasks = {run["task"] for key, runs in RUNS.items() if key[0] == block for run in runs}
-    return tasks - {"rte"} if block == "tune" else tasks  # where rte has ce alone
+    runs = [run for key, runs in RUNS.items() if key[0] == block for run in runs]
+    trained = {(run["task"], run["method"]) for run in runs}
+    methods = {method for _, method in trained}
+    return {task for task, _ in trained if {(task, m) for m in methods} <= trained}
 
 
 def values(block, tasks, name, what, exits=None):
