@@ -42,6 +42,7 @@ SEEDS = {
     "vanilla": 5,  # and one exit
     "pilot_temperature0.1": 3,  # the paper's pilot: angles, nothing dropped
     "multi_random-batches": 5,  # the main tables without batches of similar length
+    "vanilla_random-batches": 3,
     "multi_batch64": 3,  # and with batches of 64 instead of 32
     "first_defaults": 3,  # train.py's own settings until they were tuned
     "multi_lr1e-4": 3,  # before the rate was tuned on each task
@@ -162,6 +163,10 @@ ROWS = [
      "--temperature 0.1"),
     ("multi_random-batches", "ce scl acl-grad acl-cl", TASKS,
      "--change random-batches --exits all {epochs} {lr} {sample} {tuned}"),
+    ("vanilla_random-batches", "ce scl", "mrpc sst2",
+     "--change random-batches --exits last {epochs} {lr_ce_scl} {sample} {tuned}"),
+    ("vanilla_random-batches", "acl-grad", "mrpc sst2",
+     "--change random-batches --exits last {epochs} {lr_one_exit} {sample} {tuned}"),
     ("multi_batch64", "ce scl acl-grad acl-cl", "rte mrpc",
      "--exits all {epochs} {lr} {sample} {tuned} --batch-size 64"),
     ("first_defaults/cls first_defaults/mean", "ce acl-cl", "mrpc rte", "--exits all {first}"),

@@ -92,6 +92,9 @@ BLOCKS = {
     "multi_random-batches": Block(
         "Batches drawn at random, not by length", BESIDE_TABLES, beside="multi"
     ),
+    "vanilla_random-batches": Block(
+        "Batches drawn at random, one exit", "Beside the table of one exit.", beside="vanilla"
+    ),
     "multi_batch64": Block("Batches of 64", BESIDE_TABLES, beside="multi"),
     "multi_best-teacher": Block("The teacher chosen by its loss", BESIDE_TABLES, beside="multi"),
     "pilot_temperature0.1": Block(
