@@ -42,7 +42,7 @@ SEEDS = {
     "vanilla": 5,  # and one exit
     "pilot_temperature0.1": 3,  # the paper's pilot: angles, nothing dropped
     "multi_random-batches": 5,  # the main tables without batches of similar length
-    "vanilla_random-batches": 3,
+    "vanilla_random-batches": 3,  # the same with one exit
     "multi_batch64": 3,  # and with batches of 64 instead of 32
     "first_defaults": 3,  # train.py's own settings until they were tuned
     "multi_lr1e-4": 3,  # before the rate was tuned on each task
